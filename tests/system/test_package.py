@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The packages from installation to purge, on Debian 12 and 13, each time on a machine of its own."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.houses import package
+from tests.houses.container import Container
+
+NEXT = "99.0"
+PACKAGES = ["bgtaskd", "python3-bgtaskd"]
+AUTOPKGTESTS = ["run-a-task", "survives-a-crash", "python-client", "without-systemd"]
+
+# Everything that is, but for what apt and the journal keep for themselves.
+LIST_FILES = """
+find / -xdev \\( -path /proc -o -path /sys -o -path /dev -o -path /tmp -o -path /var/log -o -path /var/cache \
+    -o -path /var/lib/apt -o -path /var/lib/systemd/catalog \\) -prune -o -print | sort
+find /run -name '*bgtask*' | sort
+"""
+
+
+@pytest.fixture(params=[12, 13], ids=["debian12", "debian13"])
+def bare(request: pytest.FixtureRequest) -> Iterator[Container]:
+    """A machine without bgtaskd."""
+    with Container(request.param) as machine:
+        yield machine
+
+
+@pytest.fixture
+def fresh(bare: Container) -> Container:
+    """A machine on which bgtaskd has just been installed."""
+    package.install(bare)
+    return bare
+
+
+def apt(machine: Container, verb: str) -> str:
+    """Remove or purge both packages; what apt and the scripts printed."""
+    argv = ["apt-get", verb, "--yes", "--quiet", *PACKAGES]
+    done = machine.run(argv, env={"DEBIAN_FRONTEND": "noninteractive"}, timeout=120)
+    return done.stdout + done.stderr
+
+
+def next_version(debs: list[Path], into: Path) -> list[Path]:
+    """The same packages under a higher version."""
+    made = []
+    for deb in debs:
+        tree = into / deb.stem
+        subprocess.run(["dpkg-deb", "-R", deb, tree], check=True)
+        control = tree / "DEBIAN" / "control"
+        version = re.search(r"^Version: (.*)$", control.read_text(), re.MULTILINE)
+        assert version is not None
+        control.write_text(control.read_text().replace(version[1], NEXT))
+        made.append(into / f"{deb.name.partition('_')[0]}_{NEXT}_all.deb")
+        subprocess.run(["dpkg-deb", "--root-owner-group", "-b", tree, made[-1]], check=True)
+    return made
+
+
+def start(machine: Container, script: str) -> int:
+    """Alice starts a shell script; its id, once it runs."""
+    task_id = int(machine.output("bgtaskctl", "run", "--", "sh", "-c", script, user="alice"))
+    machine.wait_for("the task", lambda: get(machine, task_id)["state"] == "running")
+    return task_id
+
+
+def get(machine: Container, task_id: int) -> dict[str, Any]:
+    """The task as it is now."""
+    argv = ["bgtaskctl", "status", "-o", "json", str(task_id)]
+    task: dict[str, Any] = json.loads(machine.output(*argv, user="alice"))
+    return task
+
+
+def wait(machine: Container, task_id: int) -> dict[str, Any]:
+    """The task once it has ended."""
+    machine.run(["bgtaskctl", "wait", str(task_id)], user="alice", check=False)
+    return get(machine, task_id)
+
+
+def test_installed_everything_is_up_and_as_it_should_be(fresh: Container) -> None:
+    units = [
+        "bgtaskd.service",
+        "bgtaskd.socket",
+        "bgtaskd-supervisors.socket",
+        "bgtaskd-launcher.socket",
+    ]
+    assert fresh.systemctl("is-active", *units).split() == ["active"] * 4
+    assert fresh.systemctl("is-enabled", *units).split() == ["enabled"] * 4
+    assert fresh.failed_units() == []
+    # The name is ours from the first start on, though the bus read its policy before the user existed.
+    fresh.wait_for(
+        "the bus name", lambda: "bgtaskd.service" in fresh.sh("busctl list | grep bgtaskd1").stdout
+    )
+    assert (
+        fresh.output("stat", "-c", "%A %U:%G", "/run/bgtaskd/control.sock")
+        == "srw-rw---- root:bgtask"
+    )
+    assert (
+        fresh.output("stat", "-c", "%A %U:%G", "/run/bgtaskd/supervisors.sock")
+        == "srw------- root:root"
+    )
+    assert (
+        fresh.output("stat", "-c", "%A %U:%G", "/run/bgtaskd/launcher.sock")
+        == "srw------- bgtaskd:root"
+    )
+    assert (
+        fresh.output("stat", "-c", "%A %U:%G", "/var/lib/bgtaskd/state")
+        == "drwx------ bgtaskd:bgtaskd"
+    )
+    for name in ("tasks", "exits"):
+        assert (
+            fresh.output("stat", "-c", "%A %U:%G", f"/var/lib/bgtaskd/{name}")
+            == "drwxr-x--- root:bgtaskd"
+        )
+    assert "bgtaskd(8)" in fresh.output("man", "-P", "cat", "8", "bgtaskd")
+    # Root writes no bytecode but what the package manager wrote and will remove.
+    assert (
+        fresh.sh(
+            "find / -xdev -name '*.pyc' -path '*bgtask*' -not -path '*/dist-packages/*'"
+        ).stdout
+        == ""
+    )
+
+
+def test_systemd_has_nothing_to_say_against_the_units(fresh: Container) -> None:
+    # Other packages' units may be complained about on the way; ours may not.
+    said = fresh.sh("systemd-analyze verify /lib/systemd/system/bgtask* 2>&1", check=False)
+    assert "bgtask" not in said.stdout
+    fresh.enable_linger("alice")
+    said = fresh.sh(
+        "systemd-analyze verify --user /usr/lib/systemd/user/bgtask* 2>&1",
+        user="alice",
+        check=False,
+    )
+    assert "bgtask" not in said.stdout
+
+
+def test_the_daemon_is_locked_in(fresh: Container) -> None:
+    said = fresh.output("systemd-analyze", "security", "--no-pager", "bgtaskd.service")
+    score = re.search(r"exposure level for bgtaskd.service: ([0-9.]+)", said)
+    assert score is not None
+    assert float(score[1]) <= 2.0
+
+
+@pytest.mark.parametrize("name", AUTOPKGTESTS)
+def test_autopkgtest(fresh: Container, name: str) -> None:
+    fresh.copy_in(package.REPOSITORY / "debian" / "tests", "/tmp/tree/debian/tests")
+    done = fresh.run([f"debian/tests/{name}"], cwd="/tmp/tree", check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_an_upgrade_leaves_running_tasks_alone(fresh: Container, tmp_path: Path) -> None:
+    task_id = start(
+        fresh, "echo before; while [ ! -e /tmp/go ]; do sleep 0.1; done; echo after; exit 5"
+    )
+    daemon = fresh.systemctl("show", "-P", "InvocationID", "bgtaskd.service")
+    launcher = fresh.systemctl("show", "-P", "InvocationID", "bgtaskd-launcher.service")
+    sockets = ["show", "-P", "InvocationID", "bgtaskd.socket", "bgtaskd-supervisors.socket"]
+    before = fresh.systemctl(*sockets)
+
+    fresh.install_debs(next_version(package.debs(), tmp_path))
+
+    assert fresh.output("dpkg-query", "-W", "-f", "${Version}", "bgtaskd") == NEXT
+    assert fresh.systemctl("show", "-P", "InvocationID", "bgtaskd.service") != daemon
+    assert fresh.systemctl("show", "-P", "InvocationID", "bgtaskd-launcher.service") != launcher
+    assert fresh.systemctl(*sockets) == before
+    assert get(fresh, task_id)["state"] == "running"
+    fresh.run(["touch", "/tmp/go"])
+    task = wait(fresh, task_id)
+    assert (task["result"], task["exit_status"], task["attempt"]) == ("exit-code", 5, 1)
+    assert fresh.output("bgtaskctl", "output", str(task_id), user="alice") == "before\nafter"
+    assert wait(fresh, start(fresh, "sleep 1"))["result"] == "success"
+
+
+def test_removal_stops_tasks_and_installing_again_goes_on(fresh: Container) -> None:
+    running = start(fresh, "echo words; exec sleep 600")
+    waiting = ["bgtaskctl", "run", "--delay", "5", "--", "true"]
+    waiting_id = int(fresh.output(*waiting, user="alice"))
+
+    said = apt(fresh, "remove")
+
+    assert "stopping the background tasks" in said
+    listed = fresh.systemctl("list-units", "--plain", "--no-legend", "bgtask*")
+    assert listed == ""
+    assert fresh.sh("pgrep -f 'sleep 600' || true").stdout == ""
+    assert fresh.sh("pgrep -f bgtaskd || true").stdout == ""
+
+    package.install(fresh)
+    task = wait(fresh, running)
+    assert (task["state"], task["signal"]) == ("failed", "SIGTERM")
+    assert fresh.output("bgtaskctl", "output", str(running), user="alice") == "words"
+    assert wait(fresh, waiting_id)["result"] == "success"
+
+
+def test_purge_leaves_nothing(bare: Container) -> None:
+    before = bare.sh(LIST_FILES).stdout.splitlines()
+    package.install(bare)
+    start(bare, "exec sleep 600")
+    said = apt(bare, "purge")
+    assert "not empty" not in said
+    left = set(bare.sh(LIST_FILES).stdout.splitlines()) - set(before)
+    assert {path for path in left if not path.startswith("/proc")} == set()
+    # The manual says so: the numbers must not go to somebody else.
+    assert bare.output("getent", "passwd", "bgtaskd").startswith("bgtaskd:")
+
+
+def test_lintian_finds_no_error_and_no_warning() -> None:
+    if not shutil.which("lintian"):
+        pytest.skip("lintian is not installed")
+    argv = ["lintian", "--pedantic", "--fail-on", "error,warning", *map(str, package.debs())]
+    done = subprocess.run(argv, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_wheel_is_complete_and_the_client_needs_nothing(tmp_path: Path) -> None:
+    # In a copy, because setuptools writes beside what it builds.
+    source = tmp_path / "source"
+    source.mkdir()
+    tree = package.REPOSITORY
+    shutil.copytree(
+        tree / "bgtaskd", source / "bgtaskd", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(tree / name, source)
+    options = ["--no-deps", "--no-build-isolation", "--quiet", "--wheel-dir", str(tmp_path)]
+    subprocess.run([sys.executable, "-m", "pip", "wheel", *options, str(source)], check=True)
+    (wheel,) = tmp_path.glob("bgtaskd-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "site")
+    for path in source.glob("bgtaskd/**/*"):
+        if path.is_file():
+            assert (tmp_path / "site" / path.relative_to(source)).is_file(), path
+    # -S: not even the system's packages are in reach.
+    script = f"import sys; sys.path.append({str(tmp_path / 'site')!r})\nfrom bgtaskd import AsyncClient, Client"
+    subprocess.run(["/usr/bin/python3", "-I", "-S", "-c", script], check=True)
