@@ -37,13 +37,6 @@ def bare(request: pytest.FixtureRequest) -> Iterator[Container]:
         yield machine
 
 
-@pytest.fixture
-def fresh(bare: Container) -> Container:
-    """A machine on which bgtaskd has just been installed."""
-    package.install(bare)
-    return bare
-
-
 def apt(machine: Container, verb: str) -> str:
     """Remove or purge both packages; what apt and the scripts printed."""
     argv = ["apt-get", verb, "--yes", "--quiet", *PACKAGES]
@@ -86,57 +79,58 @@ def wait(machine: Container, task_id: int) -> dict[str, Any]:
     return get(machine, task_id)
 
 
-def test_installed_everything_is_up_and_as_it_should_be(fresh: Container) -> None:
+def test_installed_everything_is_up_and_as_it_should_be(fresh_machine: Container) -> None:
     units = [
         "bgtaskd.service",
         "bgtaskd.socket",
         "bgtaskd-supervisors.socket",
         "bgtaskd-launcher.socket",
     ]
-    assert fresh.systemctl("is-active", *units).split() == ["active"] * 4
-    assert fresh.systemctl("is-enabled", *units).split() == ["enabled"] * 4
-    assert fresh.failed_units() == []
+    assert fresh_machine.systemctl("is-active", *units).split() == ["active"] * 4
+    assert fresh_machine.systemctl("is-enabled", *units).split() == ["enabled"] * 4
+    assert fresh_machine.failed_units() == []
     # The name is ours from the first start on, though the bus read its policy before the user existed.
-    fresh.wait_for(
-        "the bus name", lambda: "bgtaskd.service" in fresh.sh("busctl list | grep bgtaskd1").stdout
+    fresh_machine.wait_for(
+        "the bus name",
+        lambda: "bgtaskd.service" in fresh_machine.sh("busctl list | grep bgtaskd1").stdout,
     )
     assert (
-        fresh.output("stat", "-c", "%A %U:%G", "/run/bgtaskd/control.sock")
+        fresh_machine.output("stat", "-c", "%A %U:%G", "/run/bgtaskd/control.sock")
         == "srw-rw---- root:bgtask"
     )
     assert (
-        fresh.output("stat", "-c", "%A %U:%G", "/run/bgtaskd/supervisors.sock")
+        fresh_machine.output("stat", "-c", "%A %U:%G", "/run/bgtaskd/supervisors.sock")
         == "srw------- root:root"
     )
     assert (
-        fresh.output("stat", "-c", "%A %U:%G", "/run/bgtaskd/launcher.sock")
+        fresh_machine.output("stat", "-c", "%A %U:%G", "/run/bgtaskd/launcher.sock")
         == "srw------- bgtaskd:root"
     )
     assert (
-        fresh.output("stat", "-c", "%A %U:%G", "/var/lib/bgtaskd/state")
+        fresh_machine.output("stat", "-c", "%A %U:%G", "/var/lib/bgtaskd/state")
         == "drwx------ bgtaskd:bgtaskd"
     )
     for name in ("tasks", "exits"):
         assert (
-            fresh.output("stat", "-c", "%A %U:%G", f"/var/lib/bgtaskd/{name}")
+            fresh_machine.output("stat", "-c", "%A %U:%G", f"/var/lib/bgtaskd/{name}")
             == "drwxr-x--- root:bgtaskd"
         )
-    assert "bgtaskd(8)" in fresh.output("man", "-P", "cat", "8", "bgtaskd")
+    assert "bgtaskd(8)" in fresh_machine.output("man", "-P", "cat", "8", "bgtaskd")
     # Root writes no bytecode but what the package manager wrote and will remove.
     assert (
-        fresh.sh(
+        fresh_machine.sh(
             "find / -xdev -name '*.pyc' -path '*bgtask*' -not -path '*/dist-packages/*'"
         ).stdout
         == ""
     )
 
 
-def test_systemd_has_nothing_to_say_against_the_units(fresh: Container) -> None:
+def test_systemd_has_nothing_to_say_against_the_units(fresh_machine: Container) -> None:
     # Other packages' units may be complained about on the way; ours may not.
-    said = fresh.sh("systemd-analyze verify /lib/systemd/system/bgtask* 2>&1", check=False)
+    said = fresh_machine.sh("systemd-analyze verify /lib/systemd/system/bgtask* 2>&1", check=False)
     assert "bgtask" not in said.stdout
-    fresh.enable_linger("alice")
-    said = fresh.sh(
+    fresh_machine.enable_linger("alice")
+    said = fresh_machine.sh(
         "systemd-analyze verify --user /usr/lib/systemd/user/bgtask* 2>&1",
         user="alice",
         check=False,
@@ -144,61 +138,66 @@ def test_systemd_has_nothing_to_say_against_the_units(fresh: Container) -> None:
     assert "bgtask" not in said.stdout
 
 
-def test_the_daemon_is_locked_in(fresh: Container) -> None:
-    said = fresh.output("systemd-analyze", "security", "--no-pager", "bgtaskd.service")
+def test_the_daemon_is_locked_in(fresh_machine: Container) -> None:
+    said = fresh_machine.output("systemd-analyze", "security", "--no-pager", "bgtaskd.service")
     score = re.search(r"exposure level for bgtaskd.service: ([0-9.]+)", said)
     assert score is not None
     assert float(score[1]) <= 2.0
 
 
 @pytest.mark.parametrize("name", AUTOPKGTESTS)
-def test_autopkgtest(fresh: Container, name: str) -> None:
-    fresh.copy_in(package.REPOSITORY / "debian" / "tests", "/tmp/tree/debian/tests")
-    done = fresh.run([f"debian/tests/{name}"], cwd="/tmp/tree", check=False)
+def test_autopkgtest(fresh_machine: Container, name: str) -> None:
+    fresh_machine.copy_in(package.REPOSITORY / "debian" / "tests", "/tmp/tree/debian/tests")
+    done = fresh_machine.run([f"debian/tests/{name}"], cwd="/tmp/tree", check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_an_upgrade_leaves_running_tasks_alone(fresh: Container, tmp_path: Path) -> None:
+def test_an_upgrade_leaves_running_tasks_alone(fresh_machine: Container, tmp_path: Path) -> None:
     task_id = start(
-        fresh, "echo before; while [ ! -e /tmp/go ]; do sleep 0.1; done; echo after; exit 5"
+        fresh_machine, "echo before; while [ ! -e /tmp/go ]; do sleep 0.1; done; echo after; exit 5"
     )
-    daemon = fresh.systemctl("show", "-P", "InvocationID", "bgtaskd.service")
-    launcher = fresh.systemctl("show", "-P", "InvocationID", "bgtaskd-launcher.service")
+    daemon = fresh_machine.systemctl("show", "-P", "InvocationID", "bgtaskd.service")
+    launcher = fresh_machine.systemctl("show", "-P", "InvocationID", "bgtaskd-launcher.service")
     sockets = ["show", "-P", "InvocationID", "bgtaskd.socket", "bgtaskd-supervisors.socket"]
-    before = fresh.systemctl(*sockets)
+    before = fresh_machine.systemctl(*sockets)
 
-    fresh.install_debs(next_version(package.debs(), tmp_path))
+    fresh_machine.install_debs(next_version(package.debs(), tmp_path))
 
-    assert fresh.output("dpkg-query", "-W", "-f", "${Version}", "bgtaskd") == NEXT
-    assert fresh.systemctl("show", "-P", "InvocationID", "bgtaskd.service") != daemon
-    assert fresh.systemctl("show", "-P", "InvocationID", "bgtaskd-launcher.service") != launcher
-    assert fresh.systemctl(*sockets) == before
-    assert get(fresh, task_id)["state"] == "running"
-    fresh.run(["touch", "/tmp/go"])
-    task = wait(fresh, task_id)
+    assert fresh_machine.output("dpkg-query", "-W", "-f", "${Version}", "bgtaskd") == NEXT
+    assert fresh_machine.systemctl("show", "-P", "InvocationID", "bgtaskd.service") != daemon
+    assert (
+        fresh_machine.systemctl("show", "-P", "InvocationID", "bgtaskd-launcher.service")
+        != launcher
+    )
+    assert fresh_machine.systemctl(*sockets) == before
+    assert get(fresh_machine, task_id)["state"] == "running"
+    fresh_machine.run(["touch", "/tmp/go"])
+    task = wait(fresh_machine, task_id)
     assert (task["result"], task["exit_status"], task["attempt"]) == ("exit-code", 5, 1)
-    assert fresh.output("bgtaskctl", "output", str(task_id), user="alice") == "before\nafter"
-    assert wait(fresh, start(fresh, "sleep 1"))["result"] == "success"
+    assert (
+        fresh_machine.output("bgtaskctl", "output", str(task_id), user="alice") == "before\nafter"
+    )
+    assert wait(fresh_machine, start(fresh_machine, "sleep 1"))["result"] == "success"
 
 
-def test_removal_stops_tasks_and_installing_again_goes_on(fresh: Container) -> None:
-    running = start(fresh, "echo words; exec sleep 600")
+def test_removal_stops_tasks_and_installing_again_goes_on(fresh_machine: Container) -> None:
+    running = start(fresh_machine, "echo words; exec sleep 600")
     waiting = ["bgtaskctl", "run", "--delay", "5", "--", "true"]
-    waiting_id = int(fresh.output(*waiting, user="alice"))
+    waiting_id = int(fresh_machine.output(*waiting, user="alice"))
 
-    said = apt(fresh, "remove")
+    said = apt(fresh_machine, "remove")
 
     assert "stopping the background tasks" in said
-    listed = fresh.systemctl("list-units", "--plain", "--no-legend", "bgtask*")
+    listed = fresh_machine.systemctl("list-units", "--plain", "--no-legend", "bgtask*")
     assert listed == ""
-    assert fresh.sh("pgrep -f 'sleep 600' || true").stdout == ""
-    assert fresh.sh("pgrep -f bgtaskd || true").stdout == ""
+    for pattern in ("sleep 600", "bgtaskd"):
+        assert fresh_machine.run(["pgrep", "-af", pattern], check=False).stdout == ""
 
-    package.install(fresh)
-    task = wait(fresh, running)
+    package.install(fresh_machine)
+    task = wait(fresh_machine, running)
     assert (task["state"], task["signal"]) == ("failed", "SIGTERM")
-    assert fresh.output("bgtaskctl", "output", str(running), user="alice") == "words"
-    assert wait(fresh, waiting_id)["result"] == "success"
+    assert fresh_machine.output("bgtaskctl", "output", str(running), user="alice") == "words"
+    assert wait(fresh_machine, waiting_id)["result"] == "success"
 
 
 def test_purge_leaves_nothing(bare: Container) -> None:
