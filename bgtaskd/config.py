@@ -1,0 +1,360 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""/etc/bgtaskd.yaml and /etc/bgtaskd/conf.d/*.yaml: read, merged, checked. See bgtaskd.yaml(5).
+
+Every mistake is collected with its file, line, key and reason; a configuration with a mistake is not used.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import stat
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from bgtaskd.properties import PropertyError, check_properties, parse_size, parse_timespan
+
+PATH: Final = "/etc/bgtaskd.yaml"
+CONF_D: Final = "/etc/bgtaskd/conf.d"
+SIZE_MAX: Final = 1 << 20
+QUEUE_NAME: Final = re.compile(r"[A-Za-z0-9_]{1,64}")
+
+
+@dataclass(frozen=True)
+class ConfigError(Exception):
+    """One mistake."""
+
+    path: str
+    line: int
+    key: str
+    reason: str
+
+    def __str__(self) -> str:
+        place = f"{self.path}:{self.line}" if self.line else self.path
+        return f"{place}: {self.key}: {self.reason}" if self.key else f"{place}: {self.reason}"
+
+
+class ConfigErrors(Exception):
+    """All the mistakes of a configuration; ``errors`` is never empty."""
+
+    def __init__(self, errors: Sequence[ConfigError]) -> None:
+        self.errors = tuple(errors)
+        super().__init__("\n".join(str(one) for one in errors))
+
+
+@dataclass(frozen=True)
+class QueueConfig:
+    """A queue. ``slots``: how many tasks run at once; ``max_waiting``: how many more may wait."""
+
+    name: str
+    slots: int
+    max_waiting: int = 100_000
+    paused: bool = False
+    properties: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RunAsRule:
+    """Members of ``groups`` and ``users`` may run tasks as the users in ``run_as``."""
+
+    users: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
+    run_as: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """Who may do what, beyond everyone's own tasks."""
+
+    group: str = "bgtask"
+    admin_group: str = "bgtask-admin"
+    allow_root: bool = False
+    run_as: tuple[RunAsRule, ...] = ()
+
+
+@dataclass(frozen=True)
+class Config:
+    """The whole configuration. Durations in microseconds, sizes in bytes."""
+
+    queues: Mapping[str, QueueConfig]
+    policy: PolicyConfig = PolicyConfig()
+    output_cap: int = 10 << 20
+    journal_burst: int = 10_000
+    stop_timeout_usec: int = 10_000_000
+    backlog_days: int = 30
+    all_backlog_days: int = 60
+    connections_per_user: int = 256
+    requests_per_user: int = 256
+    storage: str = "sqlite"
+
+
+def load_config(path: str = PATH, conf_d: str = CONF_D, *, root_owned: bool = False) -> Config:
+    """Read and check the files; none need exist. ``root_owned``: refuse files that others than root may write.
+
+    Raises ConfigErrors.
+    """
+    files = [path, *sorted(str(one) for one in Path(conf_d).glob("*.yaml"))]
+    errors: list[ConfigError] = []
+    merged: dict[str, Any] = {}
+    lines = _Lines()
+    for file in files:
+        try:
+            _merge(merged, _read(file, lines, root_owned), (), lines)
+        except FileNotFoundError:
+            continue
+        except ConfigError as error:
+            errors.append(error)
+    reader = _Reader(lines, errors)
+    config = reader.config(merged)
+    if errors:
+        raise ConfigErrors(errors)
+    return config
+
+
+class _Lines:
+    """Where each key path was last set."""
+
+    def __init__(self) -> None:
+        self.places: dict[tuple[str, ...], tuple[str, int]] = {}
+
+    def of(self, keys: tuple[str, ...]) -> tuple[str, int]:
+        while keys and keys not in self.places:
+            keys = keys[:-1]
+        return self.places.get(keys, (PATH, 0))
+
+
+def _read(path: str, lines: _Lines, root_owned: bool) -> dict[str, Any]:
+    try:
+        with open(path, "rb") as file:
+            status = os.fstat(file.fileno())
+            if root_owned and (status.st_uid != 0 or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)):
+                raise ConfigError(path, 0, "", "must be owned by root and writable by nobody else")
+            data = file.read(SIZE_MAX + 1)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise ConfigError(path, 0, "", f"cannot read: {error.strerror}") from None
+    if len(data) > SIZE_MAX:
+        raise ConfigError(path, 0, "", "larger than 1 MiB")
+    loader: Any = None
+    try:
+        for token in yaml.scan(data, Loader=yaml.SafeLoader):
+            if isinstance(token, (yaml.AliasToken, yaml.AnchorToken)):
+                raise ConfigError(path, token.start_mark.line + 1, "", "anchors and aliases are not used here")
+        loader = yaml.SafeLoader(data)
+        node = loader.get_single_node()
+        return {} if node is None else _mapping(loader, node, path, (), lines)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 0
+        raise ConfigError(path, line, "", f"not YAML: {error.problem}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(path, 0, "", f"not YAML: {str(error).splitlines()[0] if str(error) else 'too deep'}") from None
+    finally:
+        if loader is not None:
+            loader.dispose()
+
+
+def _mapping(loader: Any, node: Any, path: str, keys: tuple[str, ...], lines: _Lines) -> dict[str, Any]:
+    if not isinstance(node, yaml.MappingNode):
+        raise ConfigError(path, node.start_mark.line + 1, ".".join(keys), "must be a mapping of names to values")
+    out: dict[str, Any] = {}
+    for key_node, value_node in node.value:
+        line = key_node.start_mark.line + 1
+        if not isinstance(key_node, yaml.ScalarNode):
+            raise ConfigError(path, line, ".".join(keys), "keys must be plain names")
+        key = key_node.value
+        if key in out:
+            raise ConfigError(path, line, ".".join((*keys, key)), "given twice")
+        lines.places[(*keys, key)] = (path, line)
+        if isinstance(value_node, yaml.MappingNode):
+            out[key] = _mapping(loader, value_node, path, (*keys, key), lines)
+        else:
+            out[key] = loader.construct_object(value_node, deep=True)
+    return out
+
+
+def _merge(into: dict[str, Any], other: dict[str, Any], keys: tuple[str, ...], lines: _Lines) -> None:
+    for key, value in other.items():
+        if isinstance(value, dict) and isinstance(into.get(key), dict):
+            _merge(into[key], value, (*keys, key), lines)
+        else:
+            into[key] = value
+
+
+class _Reader:
+    """From plain values to the dataclasses, collecting mistakes on the way."""
+
+    def __init__(self, lines: _Lines, errors: list[ConfigError]) -> None:
+        self._lines = lines
+        self._errors = errors
+
+    def wrong(self, keys: tuple[str, ...], reason: str) -> None:
+        path, line = self._lines.of(keys)
+        self._errors.append(ConfigError(path, line, ".".join(keys), reason))
+
+    def config(self, data: dict[str, Any]) -> Config:
+        base = Config(queues={})
+        self._known(data, ("queues", "policy", "output", "retention", "defaults", "limits", "storage"), ())
+        output = self._section(data, "output", ("cap", "journal_burst"))
+        retention = self._section(data, "retention", ("backlog_days", "all_backlog_days"))
+        defaults = self._section(data, "defaults", ("stop_timeout",))
+        limits = self._section(data, "limits", ("connections_per_user", "requests_per_user"))
+        storage = self._section(data, "storage", ("backend",))
+        return Config(
+            queues=self._queues(data.get("queues")),
+            policy=self._policy(data),
+            output_cap=self._size(output, ("output", "cap"), base.output_cap, 65536),
+            journal_burst=self._int(output, ("output", "journal_burst"), base.journal_burst, 0),
+            stop_timeout_usec=self._span(defaults, ("defaults", "stop_timeout"), base.stop_timeout_usec),
+            backlog_days=self._int(retention, ("retention", "backlog_days"), base.backlog_days, 0),
+            all_backlog_days=self._int(retention, ("retention", "all_backlog_days"), base.all_backlog_days, 0),
+            connections_per_user=self._int(limits, ("limits", "connections_per_user"), base.connections_per_user, 1),
+            requests_per_user=self._int(limits, ("limits", "requests_per_user"), base.requests_per_user, 1),
+            storage=self._choice(storage, ("storage", "backend"), ("sqlite", "memory")),
+        )
+
+    def _queues(self, data: Any) -> dict[str, QueueConfig]:
+        default = QueueConfig("default", max(4, 2 * (os.cpu_count() or 1)))
+        queues = {"default": default}
+        if data is None:
+            return queues
+        if not isinstance(data, dict):
+            self.wrong(("queues",), "must be a mapping of queue names")
+            return queues
+        for name, one in data.items():
+            keys = ("queues", name)
+            if not QUEUE_NAME.fullmatch(name):
+                self.wrong(keys, "a queue's name has letters, digits and _ only, 64 at most")
+                continue
+            section = one if one is not None else {}
+            if not isinstance(section, dict):
+                self.wrong(keys, "must be a mapping")
+                continue
+            self._known(section, ("slots", "max_waiting", "paused", "properties"), keys)
+            queues[name] = QueueConfig(
+                name,
+                self._int(section, (*keys, "slots"), default.slots, 1),
+                self._int(section, (*keys, "max_waiting"), default.max_waiting, 1),
+                self._bool(section, (*keys, "paused"), False),
+                self._properties(section.get("properties"), (*keys, "properties")),
+            )
+        return queues
+
+    def _properties(self, data: Any, keys: tuple[str, ...]) -> dict[str, str]:
+        if data is None:
+            return {}
+        if not isinstance(data, dict):
+            self.wrong(keys, "must be a mapping of property names")
+            return {}
+        out = {str(name): str(value) for name, value in data.items()}
+        for name, value in out.items():
+            try:
+                check_properties({name: value}, for_slice=True)
+            except PropertyError as error:
+                self.wrong((*keys, name), error.reason)
+        return out
+
+    def _policy(self, data: dict[str, Any]) -> PolicyConfig:
+        section = self._section(data, "policy", ("group", "admin_group", "allow_root", "run_as"))
+        base = PolicyConfig()
+        rules = section.get("run_as", [])
+        if not isinstance(rules, list):
+            self.wrong(("policy", "run_as"), "must be a list of rules")
+            rules = []
+        return PolicyConfig(
+            self._string(section, ("policy", "group"), base.group),
+            self._string(section, ("policy", "admin_group"), base.admin_group),
+            self._bool(section, ("policy", "allow_root"), base.allow_root),
+            tuple(rule for one in rules if (rule := self._rule(one)) is not None),
+        )
+
+    def _rule(self, data: Any) -> RunAsRule | None:
+        keys = ("policy", "run_as")
+        if not isinstance(data, dict):
+            self.wrong(keys, "each rule is a mapping with users: or groups:, and as:")
+            return None
+        self._known(data, ("users", "groups", "as"), keys)
+        lists: list[tuple[str, ...]] = []
+        for key in ("users", "groups", "as"):
+            value = data.get(key, [])
+            if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+                self.wrong(keys, f"{key}: must be a list of names")
+                value = []
+            lists.append(tuple(value))
+        return RunAsRule(*lists)
+
+    def _section(self, data: dict[str, Any], name: str, known: tuple[str, ...]) -> dict[str, Any]:
+        section = data.get(name)
+        if section is None:
+            return {}
+        if not isinstance(section, dict):
+            self.wrong((name,), "must be a mapping")
+            return {}
+        self._known(section, known, (name,))
+        return section
+
+    def _known(self, section: dict[str, Any], known: tuple[str, ...], keys: tuple[str, ...]) -> None:
+        for name in section:
+            if name not in known:
+                near = difflib.get_close_matches(str(name), known, 1)
+                hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(known)}"
+                self.wrong((*keys, str(name)), "no such key" + hint)
+
+    def _int(self, section: dict[str, Any], keys: tuple[str, ...], default: int, low: int) -> int:
+        value = section.get(keys[-1], default)
+        if type(value) is not int or not low <= value <= 1 << 40:
+            self.wrong(keys, f"must be a whole number of at least {low}")
+            return default
+        return value
+
+    def _bool(self, section: dict[str, Any], keys: tuple[str, ...], default: bool) -> bool:
+        value = section.get(keys[-1], default)
+        if not isinstance(value, bool):
+            self.wrong(keys, "must be true or false")
+            return default
+        return value
+
+    def _string(self, section: dict[str, Any], keys: tuple[str, ...], default: str) -> str:
+        value = section.get(keys[-1], default)
+        if not isinstance(value, str) or not value:
+            self.wrong(keys, "must be a name")
+            return default
+        return value
+
+    def _choice(self, section: dict[str, Any], keys: tuple[str, ...], known: tuple[str, ...]) -> str:
+        value = section.get(keys[-1], known[0])
+        if value not in known:
+            self.wrong(keys, f"must be one of {', '.join(known)}")
+            return known[0]
+        return str(value)
+
+    def _size(self, section: dict[str, Any], keys: tuple[str, ...], default: int, low: int) -> int:
+        return self._parsed(section, keys, default, low, parse_size, "a size such as 10M")
+
+    def _span(self, section: dict[str, Any], keys: tuple[str, ...], default: int) -> int:
+        return self._parsed(section, keys, default, 0, parse_timespan, "a time span such as 10s")
+
+    def _parsed(
+        self,
+        section: dict[str, Any],
+        keys: tuple[str, ...],
+        default: int,
+        low: int,
+        parse: Callable[[str], int],
+        what: str,
+    ) -> int:
+        if keys[-1] not in section:
+            return default
+        try:
+            value = parse(str(section[keys[-1]]))
+        except ValueError:
+            value = -1
+        if not low <= value <= 1 << 50:
+            self.wrong(keys, f"must be {what}" + (f", at least {low}" if low else ""))
+            return default
+        return value

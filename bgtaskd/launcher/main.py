@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""bgtaskd-launcher: the hand. Root, small, and trusts nobody: every request is checked here again.
+
+One poll() loop over the daemon's connections, PID 1's bus and the supervisors being started.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import grp
+import json
+import os
+import pwd
+import select
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from bgtaskd.launcher import forkserver, records
+from bgtaskd.launcher.messages import MESSAGE_MAX, BadMessage, integer
+from bgtaskd.launcher.operations import Operations, Refused
+from bgtaskd.launcher.policy import NotAllowed, UidPolicy
+
+LISTEN_FD: Final = 3
+
+
+class Connection:
+    """One connection of the daemon: requests in, replies out, both bounded."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.socket = sock
+        self._in = bytearray()
+        self._out = bytearray()
+        self.closed = False
+
+    def receive(self) -> list[bytes]:
+        """Whole messages that have come in."""
+        try:
+            data = self.socket.recv(1 << 18)
+        except BlockingIOError:
+            return []
+        except OSError:
+            data = b""
+        if not data or len(self._in) > MESSAGE_MAX:
+            self.closed = True
+            return []
+        self._in += data
+        *whole, rest = self._in.split(b"\0")
+        self._in = rest
+        return [bytes(one) for one in whole]
+
+    def reply(self, message: dict[str, Any]) -> None:
+        """Answer; what the socket does not take now goes later."""
+        self._out += json.dumps(message).encode() + b"\0"
+        self.flush()
+
+    def flush(self) -> None:
+        """Write what the socket takes."""
+        with contextlib.suppress(BlockingIOError):
+            try:
+                while self._out:
+                    del self._out[: self.socket.send(self._out)]
+            except BlockingIOError:
+                raise
+            except OSError:
+                self.closed = True
+                self._out.clear()
+
+    @property
+    def events(self) -> int:
+        """What to poll for."""
+        return select.POLLIN | (select.POLLOUT if self._out else 0)
+
+
+class Launcher:
+    """The loop."""
+
+    def __init__(self, listener: socket.socket, peers: set[int], operations: Operations) -> None:
+        self._listener = listener
+        self._peers = peers
+        self._operations = operations
+        self._handlers: dict[int, Callable[[], None]] = {}
+
+    def run(self) -> None:
+        """For ever."""
+        operations = self._operations
+        connections: dict[int, Connection] = {}
+        while True:
+            poll = select.poll()
+            poll.register(self._listener, select.POLLIN)
+            for fd, connection in connections.items():
+                poll.register(fd, connection.events)
+            watched = operations.watched()
+            for fd in watched:
+                poll.register(fd, select.POLLIN)
+            ready = {fd for fd, _ in poll.poll(operations.timeout_ms())}
+            for fd in ready & watched.keys():
+                watched[fd]()
+            for fd, connection in list(connections.items()):
+                if fd in ready:
+                    self._serve(connection)
+                if connection.closed:
+                    connection.socket.close()
+                    del connections[fd]
+            if self._listener.fileno() in ready:
+                fresh = self._accept()
+                if fresh is not None:
+                    connections[fresh.socket.fileno()] = fresh
+            operations.tick()
+
+    def _accept(self) -> Connection | None:
+        try:
+            sock, _ = self._listener.accept()
+        except OSError:
+            return None
+        peer = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("iII"))
+        if struct.unpack("iII", peer)[1] not in self._peers:
+            sock.close()
+            return None
+        sock.setblocking(False)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+        return Connection(sock)
+
+    def _serve(self, connection: Connection) -> None:
+        connection.flush()
+        for data in connection.receive():
+            self._handle(connection, data)
+
+    def _handle(self, connection: Connection, data: bytes) -> None:
+        seq: Any = None
+
+        def answer(message: dict[str, Any]) -> None:
+            connection.reply({"seq": seq, **message})
+
+        try:
+            message = json.loads(data)
+            if not isinstance(message, dict):
+                raise BadMessage("message", "must be a JSON object")
+            seq = integer(message, "seq", 0, 1 << 53)
+            self._operations.perform(message, answer)
+        except BadMessage as error:
+            answer({"error": "BadMessage", "reason": str(error)})
+        except (ValueError, RecursionError) as error:
+            answer({"error": "BadMessage", "reason": f"not JSON: {error}"})
+        except NotAllowed as error:
+            answer({"error": "NotAllowed", "reason": str(error)})
+        except Refused as error:
+            answer({"error": error.name, "reason": str(error)})
+
+
+class ForkServer:
+    """The running fork server, and the way to have it fork."""
+
+    def __init__(self, places: dict[str, Any], wrap: Callable[[int], None]) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        keep = (theirs.fileno(), places["exits"], places["tasks"])
+        argv = [
+            "/usr/bin/python3" if os.path.exists("/usr/bin/python3") else sys.executable,
+            "-I",
+            "-S",
+            "-B",
+            str(Path(forkserver.__file__).resolve()),
+            str(theirs.fileno()),
+            json.dumps(places),
+        ]
+        self.process = subprocess.Popen(
+            argv, pass_fds=keep, stdin=subprocess.DEVNULL, cwd="/", env={"LANG": "C.UTF-8"}, start_new_session=True
+        )
+        theirs.close()
+        self._socket = ours
+        wrap(self.process.pid)
+
+    def fork(self, launch: dict[str, Any]) -> socket.socket:
+        """Fork a supervisor; our end of the socket to it."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 21)
+            socket.send_fds(self._socket, [b"f"], [theirs.fileno()])
+        ours.settimeout(10)
+        ours.sendall(json.dumps(launch).encode() + b"\0")
+        ours.setblocking(False)
+        return ours
+
+
+def main() -> None:
+    """Entry point of bgtaskd-launcher."""
+    parser = argparse.ArgumentParser(prog="bgtaskd-launcher", description=__doc__)
+    parser.add_argument("--mode", choices=("scope", "user", "process"), default="scope")
+    parser.add_argument("--state", default="/var/lib/bgtaskd", help="where exits/ and tasks/ are")
+    parser.add_argument("--run", default="/run/bgtaskd", help="where the sockets are")
+    arguments = parser.parse_args()
+    system = arguments.mode == "scope"
+    listener = _listener(arguments.run)
+    group = grp.getgrnam("bgtaskd").gr_gid if system else -1
+    peers = {0, pwd.getpwnam("bgtaskd").pw_uid} if system else {os.getuid()}
+    places = {
+        "exits": _directory(f"{arguments.state}/exits", group),
+        "tasks": _directory(f"{arguments.state}/tasks", group),
+        "notify": f"{arguments.run}/notify",
+        "home": f"{arguments.run}/supervisors.sock",
+        "group": group,
+        "has_scopes": arguments.mode != "process",
+    }
+    os.makedirs(places["notify"], 0o711, exist_ok=True)
+    operations = Operations(arguments.mode, places, UidPolicy(system), ForkServer)
+    _tell_systemd("READY=1\nSTATUS=Ready to launch tasks")
+    Launcher(listener, peers, operations).run()
+
+
+def _listener(run: str) -> socket.socket:
+    if os.environ.get("LISTEN_PID") == str(os.getpid()) and os.environ.get("LISTEN_FDS"):
+        sock = socket.socket(fileno=LISTEN_FD)
+        os.set_inheritable(LISTEN_FD, False)
+    else:
+        path = f"{run}/launcher.sock"
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+        sock = socket.socket(socket.AF_UNIX)
+        before = os.umask(0o177)
+        sock.bind(path)
+        os.umask(before)
+        sock.listen(16)
+    sock.setblocking(False)
+    for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
+        os.environ.pop(name, None)
+    return sock
+
+
+def _directory(path: str, group: int) -> int:
+    """A directory of the launcher's own that the daemon may only read; its descriptor."""
+    os.makedirs(path, 0o750, exist_ok=True)
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    if os.geteuid() == 0:
+        os.fchown(fd, 0, group)
+        os.fchmod(fd, 0o750)
+    return fd
+
+
+def _tell_systemd(text: str) -> None:
+    import sdnotify
+
+    notifier = sdnotify.SystemdNotifier()
+    notifier.notify(text)
+    os.environ.pop("NOTIFY_SOCKET", None)  # it is not the tasks' socket
+
+
+if __name__ == "__main__":
+    main()

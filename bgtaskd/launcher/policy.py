@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Which users the launcher will run tasks as, whatever the daemon says: root's own word, from root's own files."""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+
+from bgtaskd.config import CONF_D, PATH, Config, ConfigErrors, load_config
+
+FIRST_ORDINARY_UID = 1000
+
+
+class NotAllowed(Exception):
+    """The policy does not allow tasks to run as this user."""
+
+
+class UidPolicy:
+    """In system mode the policy files decide; otherwise the launcher's own uid is the only one."""
+
+    def __init__(self, system: bool) -> None:
+        self._system = system
+        self._stamp: tuple[float, ...] = ()
+        self._config: Config | None = None
+
+    def check(self, uid: int) -> None:
+        """Raises NotAllowed, with what to do about it."""
+        if not self._system:
+            if uid != os.getuid():
+                raise NotAllowed(f"this launcher runs tasks only as uid {os.getuid()}")
+            return
+        config = self._load()
+        try:
+            user = pwd.getpwuid(uid)
+        except KeyError:
+            raise NotAllowed(f"no user has the uid {uid}") from None
+        named = {name for rule in config.policy.run_as for name in rule.run_as}
+        if user.pw_name in named:
+            return
+        if uid == 0:
+            if not config.policy.allow_root:
+                raise NotAllowed("running tasks as root needs policy: allow_root: true")
+        elif uid < FIRST_ORDINARY_UID and not _is_member(user, config.policy.group):
+            raise NotAllowed(
+                f"{user.pw_name} is a system user, not in group {config.policy.group} and in no run_as rule"
+            )
+
+    def _load(self) -> Config:
+        stamp = tuple(_mtime(path) for path in (PATH, CONF_D))
+        if self._config is None or stamp != self._stamp:
+            try:
+                self._config = load_config(root_owned=True)
+            except ConfigErrors as errors:
+                raise NotAllowed(f"the policy cannot be read: {errors.errors[0]}") from None
+            self._stamp = stamp
+        return self._config
+
+
+def _mtime(path: str) -> float:
+    try:
+        newest = os.stat(path).st_mtime
+        if os.path.isdir(path):
+            newest = max([newest, *(one.stat().st_mtime for one in os.scandir(path))])
+    except OSError:
+        return 0.0
+    return newest
+
+
+def _is_member(user: pwd.struct_passwd, group: str) -> bool:
+    try:
+        gid = grp.getgrnam(group).gr_gid
+    except KeyError:
+        return False
+    return gid in os.getgrouplist(user.pw_name, user.pw_gid)

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The `process` way to launch, for machines without systemd: a session and its process group a task.
+
+The same five verbs as ``scopes``, on whatever belongs to the task's session. A process that makes a
+session of its own escapes: only a cgroup misses nobody.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+from bgtaskd.launcher import records
+
+class Processes:
+    """Tasks as sessions. ``leader_of`` gives the task's own pid, if it still is that process."""
+
+    version = 0
+
+    def __init__(self, leader_of: Callable[[str], int | None]) -> None:
+        self._leader_of = leader_of
+        self._kills: list[tuple[float, str]] = []
+
+    def fileno(self) -> int:
+        """Nothing comes in."""
+        return -1
+
+    def process(self) -> None:
+        """Nothing comes in."""
+
+    def start_scope(self, unit: str, properties: list[Any], done: Callable[[str], None]) -> None:
+        """There is nothing to make: the session exists."""
+        done("done")
+
+    def wait(self) -> None:
+        """Nothing comes in."""
+
+    def tick(self) -> float | None:
+        """Kill what outlived its grace; when the next one is due (monotonic), if any."""
+        now = time.monotonic()
+        for when, unit in self._kills:
+            if when <= now:
+                self.kill(unit, signal.SIGKILL)
+        self._kills = [one for one in self._kills if one[0] > now]
+        return min((when for when, _ in self._kills), default=None)
+
+    def stop(self, unit: str, grace: float) -> None:
+        """SIGTERM to all; SIGKILL after ``grace`` seconds."""
+        self.kill(unit, signal.SIGTERM)
+        self.kill(unit, signal.SIGCONT)
+        self._kills.append((time.monotonic() + grace, unit))
+
+    def kill(self, unit: str, number: int) -> None:
+        """A signal to all processes of the session."""
+        leader = self._leader_of(unit)
+        if leader is not None:
+            signal_session(leader, number)
+
+    def freeze(self, unit: str) -> None:
+        """SIGSTOP to all."""
+        self.kill(unit, signal.SIGSTOP)
+
+    def thaw(self, unit: str) -> None:
+        """SIGCONT to all."""
+        self.kill(unit, signal.SIGCONT)
+
+    def set_properties(self, unit: str, properties: list[Any]) -> None:
+        """Without cgroups there are no limits to set."""
+
+
+def members(session: int) -> list[int]:
+    """The pids of a session's living processes."""
+    found = []
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                with open(f"/proc/{name}/stat", "rb") as file:
+                    words = file.read().rpartition(b")")[2].split()
+            except OSError:
+                continue
+            if int(words[3]) == session and words[0] not in (b"Z", b"X"):
+                found.append(int(name))
+    return found
+
+
+def signal_session(session: int, number: int) -> None:
+    """Signal every process of a session, until a round finds none that was not signalled."""
+    done: set[tuple[int, int | None]] = set()
+    while True:
+        fresh = {(pid, records.start_time(pid)) for pid in members(session)} - done
+        if not fresh:
+            return
+        for pid, _ in fresh:
+            try:
+                os.kill(pid, number)
+            except ProcessLookupError:
+                continue
+        done |= fresh

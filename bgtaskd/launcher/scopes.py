@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Scopes, through PID 1 (or the user's own systemd), by pystemd on one kept connection.
+
+pystemd looks each property up in a table of its own that lacks several of ours (PIDs= among them);
+"_custom" with (name, signature, value) is its way out, and the only way in this module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+from pystemd.dbusexc import DBusBaseError
+from pystemd.dbuslib import DBus
+from pystemd.systemd1 import Manager
+
+Property = tuple[str, str, Any]
+Done = Callable[[str], None]
+
+MANAGER: Final = b"org.freedesktop.systemd1.Manager"
+UNIT_GONE: Final = ("org.freedesktop.systemd1.NoSuchUnit",)
+
+
+class SystemdError(Exception):
+    """PID 1 said no. ``name``: the D-Bus error's name."""
+
+    def __init__(self, name: str, text: str) -> None:
+        self.name = name
+        super().__init__(text or name)
+
+
+class _Properties:
+    """What pystemd takes for a mapping: `.items()` may yield its one key many times."""
+
+    def __init__(self, properties: list[Property]) -> None:
+        self._properties = properties
+
+    def items(self) -> Iterator[tuple[bytes, tuple[bytes, bytes, Any]]]:
+        for name, signature, value in self._properties:
+            yield b"_custom", (name.encode(), signature.encode(), _bytes(value))
+
+
+def _bytes(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode()
+    if isinstance(value, list):
+        return [_bytes(one) for one in value]
+    return value
+
+
+class Scopes:
+    """The connection to systemd."""
+
+    def __init__(self, user_mode: bool = False) -> None:
+        self._user_mode = user_mode
+        self._jobs: dict[bytes, Done] = {}
+        self._early: dict[bytes, str] = {}
+        self._open()
+        self.version = self._version()
+
+    def _open(self) -> None:
+        self._bus = DBus(user_mode=self._user_mode)
+        self._bus.open()
+        self._manager = Manager(bus=self._bus)
+        self._manager.load()
+
+        def on_job(message: Any, error: Any = None, userdata: Any = None) -> None:
+            self._on_job(message)
+
+        # pystemd sets an attribute on its callback (so no method will do) and keeps no reference to it.
+        self._callback = on_job
+        self._bus.match_signal(
+            self._manager.destination, self._manager.path, MANAGER, b"JobRemoved", on_job, None
+        )
+        self._manager.Manager.Subscribe()
+
+    def _version(self) -> int:
+        text = self._manager.Manager.Version.decode()
+        digits = "".join(one if one.isdigit() else " " for one in text).split()
+        return int(digits[0])
+
+    def fileno(self) -> int:
+        """For poll()."""
+        return int(self._bus.get_fd())
+
+    def process(self) -> None:
+        """Handle what has come in; must be called after every call too, since replies bring signals along."""
+        while not self._bus.process().is_empty():
+            pass
+
+    def wait(self) -> None:
+        """Block until something comes in, and handle it: only at start-up, when nothing else is going on."""
+        self._bus.wait(1_000_000)
+        self.process()
+
+    def tick(self) -> float | None:
+        """Nothing is ever due here: PID 1 keeps the clocks."""
+        return None
+
+    def _on_job(self, message: Any) -> None:
+        message.process_reply(False)
+        _, path, _, result = message.body
+        done = self._jobs.pop(path, None)
+        if done is not None:
+            done(result.decode())
+        else:
+            self._early[path] = result.decode()
+
+    def start_scope(self, unit: str, properties: list[Property], done: Done) -> None:
+        """Start a scope; ``done`` is called with the job's result ("done", "failed", …). Raises SystemdError."""
+        job = self._call("StartTransientUnit", unit.encode(), b"fail", _Properties(properties))
+        result = self._early.pop(job, None)
+        self._early.clear()
+        if result is None:
+            self._jobs[job] = done
+        else:
+            done(result)
+
+    def stop(self, unit: str, grace: float) -> None:
+        """SIGTERM to all, SIGKILL after the scope's own TimeoutStopUSec. Raises SystemdError."""
+        self._call("StopUnit", unit.encode(), b"replace")
+
+    def kill(self, unit: str, number: int) -> None:
+        """A signal to all processes. Raises SystemdError."""
+        self._call("KillUnit", unit.encode(), b"all", number)
+
+    def freeze(self, unit: str) -> None:
+        """Freeze. Raises SystemdError."""
+        self._call("FreezeUnit", unit.encode())
+
+    def thaw(self, unit: str) -> None:
+        """Thaw. Raises SystemdError."""
+        self._call("ThawUnit", unit.encode())
+
+    def set_properties(self, unit: str, properties: list[Property]) -> None:
+        """Change cgroup properties until the next boot. Raises SystemdError."""
+        self._call("SetUnitProperties", unit.encode(), True, _Properties(properties))
+
+    def _call(self, method: str, *arguments: Any) -> Any:
+        try:
+            return getattr(self._manager.Manager, method)(*arguments)
+        except DBusBaseError as error:
+            raise SystemdError(type(error).__name__, str(error)) from None

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""From a task's pipes to the journal, line by line, and to its output file, byte by byte."""
+
+from __future__ import annotations
+
+import time
+
+from bgtaskd.logs.journal import Journal, encode
+from bgtaskd.logs.outputfile import OutputFile
+
+LINE_MAX = 48 * 1024
+BURST_USEC = 30_000_000
+
+
+class Capture:
+    """Both streams of one attempt."""
+
+    def __init__(
+        self, output: OutputFile, journal: Journal, fields: list[tuple[bytes, bytes]], burst: int
+    ) -> None:
+        self._output = output
+        self._journal = journal
+        self._prefix = encode(fields)
+        self._partial = {1: b"", 2: b""}
+        self._burst = burst
+        self._window = 0.0
+        self._sent = 0
+        self._suppressed = 0
+
+    def take(self, stream: int, data: bytes) -> None:
+        """Output of stream 1 (stdout) or 2 (stderr)."""
+        self._output.write(data)
+        lines = (self._partial[stream] + data).split(b"\n")
+        rest = lines.pop()
+        while len(rest) > LINE_MAX:
+            lines.append(rest[:LINE_MAX])
+            rest = rest[LINE_MAX:]
+        self._partial[stream] = rest
+        for line in lines:
+            self._line(stream, line)
+
+    def finish(self) -> None:
+        """Flush lines that never ended."""
+        for stream, rest in self._partial.items():
+            if rest:
+                self._line(stream, rest)
+        self._partial = {1: b"", 2: b""}
+        self._tell_suppressed()
+
+    def note(self, text: str, priority: int = 5) -> None:
+        """A line of bgtaskd's own about the task."""
+        self._send(priority, text.encode("utf-8", "replace"))
+
+    def _line(self, stream: int, line: bytes) -> None:
+        now = time.monotonic()
+        if now - self._window > BURST_USEC / 1e6:
+            self._tell_suppressed()
+            self._window, self._sent = now, 0
+        if self._sent >= self._burst:
+            self._suppressed += 1
+            return
+        self._sent += 1
+        priority = 6 if stream == 1 else 4
+        if len(line) >= 3 and line[:1] == b"<" and line[2:3] == b">" and line[1:2] in b"01234567":
+            priority, line = line[1] - 48, line[3:]
+        for start in range(0, max(len(line), 1), LINE_MAX):
+            self._send(priority, line[start : start + LINE_MAX])
+
+    def _tell_suppressed(self) -> None:
+        if self._suppressed:
+            count, self._suppressed = self._suppressed, 0
+            self.note(f"Suppressed {count} lines of output; the output file has them", 4)
+
+    def _send(self, priority: int, message: bytes) -> None:
+        entry = self._prefix + encode([(b"PRIORITY", b"%d" % priority), (b"MESSAGE", message)])
+        self._journal.send(entry)

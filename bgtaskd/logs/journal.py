@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The journal's native protocol (systemd.io/JOURNAL_NATIVE_PROTOCOL): one datagram an entry."""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+
+SOCKET = "/run/systemd/journal/socket"
+
+
+def encode(fields: list[tuple[bytes, bytes]]) -> bytes:
+    """One entry's bytes. Values with a newline travel with their length in front."""
+    out = []
+    for name, value in fields:
+        if b"\n" in value:
+            out.append(name + b"\n" + struct.pack("<Q", len(value)) + value + b"\n")
+        else:
+            out.append(name + b"=" + value + b"\n")
+    return b"".join(out)
+
+
+class Journal:
+    """A sender. Where there is no journald, entries are dropped: the output file has everything."""
+
+    def __init__(self, path: str = SOCKET) -> None:
+        self._path = path
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        self._socket.settimeout(5)  # journald may be restarting; a dead one must not hold the task for ever
+        self._connect()
+
+    def _connect(self) -> bool:
+        try:
+            self._socket.connect(self._path)
+        except OSError:
+            return False
+        return True
+
+    def send(self, entry: bytes) -> bool:
+        """Send one encoded entry; whether it went out."""
+        for _ in range(2):
+            try:
+                self._socket.send(entry)
+            except OSError as error:
+                if error.errno == 90:  # EMSGSIZE: too long for a datagram, so it goes as a file
+                    return self._send_as_file(entry)
+                if not self._connect():
+                    return False
+            else:
+                return True
+        return False
+
+    def _send_as_file(self, entry: bytes) -> bool:
+        fd = os.memfd_create("bgtaskd-journal", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            os.write(fd, entry)
+            socket.send_fds(self._socket, [b""], [fd])
+        except OSError:
+            return False
+        finally:
+            os.close(fd)
+        return True
