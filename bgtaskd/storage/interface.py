@@ -136,5 +136,11 @@ class Storage(Protocol):
         """Ids of tasks whose retention is over: ended successfully before ``success``, or at all before
         ``any_result`` (microseconds; None: kept for ever)."""
 
+    def raise_next_task_id(self, task_id: int) -> None:
+        """Give out no id below this one any more: others have been seen in use."""
+
+    def vacuum(self, pages: int = 1000) -> None:
+        """Give room that was freed back to the file system, bounded."""
+
     def close(self) -> None:
         """Close. Nothing is lost without it."""

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What can go wrong, for callers. The daemon raises the very same classes that its clients catch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+INTERFACE = "org.bgtaskd"
+
+
+class BgtaskdError(Exception):
+    """The root of all of bgtaskd's errors."""
+
+
+class NotReachable(BgtaskdError):
+    """Nobody answers at the socket. ``path``: which."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        self.path = path
+        super().__init__(f"cannot reach bgtaskd at {path}: {reason}")
+
+
+class ProtocolError(BgtaskdError):
+    """The peer sent something that is not Varlink, or more than was agreed."""
+
+
+class TaskFailed(BgtaskdError):
+    """A task that was waited for did not succeed. ``task``: the task."""
+
+    def __init__(self, task: Any) -> None:
+        self.task = task
+        why = f": {task.error}" if task.error else ""
+        super().__init__(f"task {task.id} ({task.name}) {task.state}, {task.result}{why}")
+
+
+class RemoteError(BgtaskdError):
+    """The daemon refused. ``name``: the error's full Varlink name; ``parameters``: what it said."""
+
+    text: ClassVar[str] = ""
+
+    def __init__(self, name: str, parameters: Mapping[str, Any]) -> None:
+        self.name = name
+        self.parameters = dict(parameters)
+        super().__init__(self._words())
+
+    def _words(self) -> str:
+        if self.text:
+            try:
+                return self.text.format_map(self.parameters)
+            except (KeyError, ValueError):
+                pass
+        return f"{self.name} {self.parameters or ''}".strip()
+
+
+class _Named(RemoteError):
+    """An error of interface org.bgtaskd: its parameters are keyword arguments."""
+
+    def __init__(self, **parameters: Any) -> None:
+        super().__init__(f"{INTERFACE}.{type(self).__name__}", parameters)
+
+
+class InvalidSpec(_Named):
+    """A field of the task's spec, or a parameter, was wrong."""
+
+    text = "{field}: {reason}"
+
+
+class NoSuchTask(_Named):
+    """No task has this id, or it is not the caller's."""
+
+    text = "there is no task {id}"
+
+
+class NoSuchQueue(_Named):
+    """No queue has this name."""
+
+    text = "there is no queue {queue}"
+
+
+class PermissionDenied(_Named):
+    """The policy says no."""
+
+    text = "not allowed: {reason}"
+
+
+class QueueFull(_Named):
+    """As many tasks wait as may."""
+
+    text = "queue {queue} is full: {limit} tasks wait already"
+
+
+class NotPossible(_Named):
+    """The task is in a state in which this cannot be done."""
+
+    text = "task {id} is {state}: {reason}"
+
+
+class TimedOut(_Named):
+    """The time given for waiting is over."""
+
+    text = "timed out"
+
+
+class StorageFailed(_Named):
+    """The disk is full, or the database cannot be written. What was accepted before is safe."""
+
+    text = "{reason}"
+
+
+class LauncherFailed(_Named):
+    """The launcher does not answer, or refused."""
+
+    text = "the launcher: {reason}"
+
+
+class TooManyRequests(_Named):
+    """Too many connections or requests at once from one user."""
+
+    text = "{reason}"
+
+
+BY_NAME: dict[str, type[_Named]] = {
+    f"{INTERFACE}.{one.__name__}": one
+    for one in (
+        InvalidSpec,
+        NoSuchTask,
+        NoSuchQueue,
+        PermissionDenied,
+        QueueFull,
+        NotPossible,
+        TimedOut,
+        StorageFailed,
+        LauncherFailed,
+        TooManyRequests,
+    )
+}
+
+
+def from_wire(name: str, parameters: Mapping[str, Any]) -> RemoteError:
+    """The exception for an error reply."""
+    known = BY_NAME.get(name)
+    return RemoteError(name, parameters) if known is None else known(**dict(parameters))

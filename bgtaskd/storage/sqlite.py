@@ -1,0 +1,380 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Tasks in SQLite: write-ahead log, every transaction on the disk before it counts (synchronous=FULL)."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Final
+
+from bgtaskd.model import Result, State, StopReason, Task, TaskSpec
+from bgtaskd.storage.interface import (
+    ClearMessages,
+    Message,
+    Operation,
+    PutConfig,
+    PutFlag,
+    PutMessage,
+    PutTask,
+    Query,
+    RemoveTask,
+    StorageError,
+    StorageFull,
+)
+
+# One entry a version of the schema: what makes it out of the one before. Never edit one that was released.
+MIGRATIONS: Final = (
+    """
+    CREATE TABLE task (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        owner_uid INTEGER NOT NULL,
+        uid INTEGER NOT NULL,
+        user TEXT NOT NULL,
+        name TEXT NOT NULL,
+        queue TEXT NOT NULL,
+        merge_key TEXT,
+        spec TEXT NOT NULL,
+        state TEXT NOT NULL,
+        result TEXT,
+        stop_reason TEXT,
+        attempt INTEGER NOT NULL,
+        retries_used INTEGER NOT NULL,
+        created INTEGER NOT NULL,
+        updated INTEGER NOT NULL,
+        started INTEGER,
+        ended INTEGER,
+        not_before INTEGER,
+        exit_status INTEGER,
+        signal TEXT,
+        percent REAL,
+        total INTEGER,
+        finished INTEGER,
+        message TEXT,
+        value TEXT,
+        error TEXT,
+        cpu_usec INTEGER,
+        memory_peak INTEGER,
+        io_read_bytes INTEGER,
+        io_write_bytes INTEGER,
+        boot_id TEXT,
+        pid INTEGER
+    );
+    CREATE INDEX task_unended ON task (id) WHERE ended IS NULL OR state = 'delayed';
+    CREATE INDEX task_owner ON task (owner_uid, id);
+    CREATE INDEX task_state ON task (state, id);
+    CREATE INDEX task_ended ON task (ended) WHERE ended IS NOT NULL;
+    CREATE TABLE count (state TEXT PRIMARY KEY, tasks INTEGER NOT NULL) WITHOUT ROWID;
+    CREATE TRIGGER task_added AFTER INSERT ON task BEGIN
+        INSERT INTO count VALUES (new.state, 1) ON CONFLICT DO UPDATE SET tasks = tasks + 1;
+    END;
+    CREATE TRIGGER task_removed AFTER DELETE ON task BEGIN
+        UPDATE count SET tasks = tasks - 1 WHERE state = old.state;
+    END;
+    CREATE TRIGGER task_moved AFTER UPDATE OF state ON task WHEN old.state IS NOT new.state BEGIN
+        UPDATE count SET tasks = tasks - 1 WHERE state = old.state;
+        INSERT INTO count VALUES (new.state, 1) ON CONFLICT DO UPDATE SET tasks = tasks + 1;
+    END;
+    CREATE TABLE message (
+        task_id INTEGER NOT NULL,
+        seq INTEGER NOT NULL,
+        name TEXT NOT NULL,
+        payload TEXT NOT NULL,
+        created INTEGER NOT NULL,
+        PRIMARY KEY (task_id, seq)
+    ) WITHOUT ROWID;
+    CREATE TABLE message_seq (task_id INTEGER PRIMARY KEY, seq INTEGER NOT NULL);
+    CREATE TABLE config (task_id INTEGER PRIMARY KEY, config TEXT NOT NULL);
+    CREATE TABLE flag (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+    """,
+)
+
+FIXED: Final = ("id", "owner_uid", "uid", "user", "name", "queue", "merge_key", "spec", "created")
+CHANGING: Final = (
+    "state result stop_reason attempt retries_used updated started ended not_before exit_status signal "
+    "percent total finished message value error cpu_usec memory_peak io_read_bytes io_write_bytes boot_id pid"
+).split()
+COLUMNS: Final = (*FIXED, *CHANGING)
+INSERT: Final = f"INSERT INTO task ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))})"  # noqa: S608
+UPDATE: Final = f"UPDATE task SET {', '.join(f'{one} = ?' for one in CHANGING)} WHERE id = ?"  # noqa: S608
+SELECT: Final = f"SELECT {', '.join(COLUMNS)} FROM task"  # noqa: S608
+FULL_CODES: Final = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
+
+
+class SqliteStorage:
+    """A Storage in one file. Writing and reading use a connection each, so a read never waits for a write."""
+
+    def __init__(self, path: Path) -> None:
+        with _translated():
+            self._writer = _connect(path)
+            _migrate(self._writer)
+            self._reader = _connect(path)
+
+    def apply(self, operations: Sequence[Operation]) -> None:
+        """See Storage."""
+        with _translated(), _transaction(self._writer):
+            for operation in operations:
+                _APPLY[type(operation)](self._writer, operation)
+
+    def next_task_id(self) -> int:
+        """See Storage."""
+        with _translated():
+            row = self._reader.execute("SELECT seq FROM sqlite_sequence WHERE name = 'task'").fetchone()
+            return int(row[0]) + 1 if row else 1
+
+    def raise_next_task_id(self, task_id: int) -> None:
+        """Give out no id below this one any more (others have been seen in use)."""
+        with _translated(), _transaction(self._writer):
+            self._writer.execute("DELETE FROM sqlite_sequence WHERE name = 'task'")
+            self._writer.execute("INSERT INTO sqlite_sequence VALUES ('task', ?)", (task_id - 1,))
+
+    def unended(self) -> Sequence[Task]:
+        """See Storage."""
+        return self._tasks("WHERE ended IS NULL OR state = 'delayed' ORDER BY id", ())
+
+    def get(self, task_id: int) -> Task | None:
+        """See Storage."""
+        found = self._tasks("WHERE id = ?", (task_id,))
+        return found[0] if found else None
+
+    def list(self, query: Query) -> Sequence[Task]:
+        """See Storage."""
+        where: list[str] = []
+        values: list[Any] = []
+        for column, value in (
+            ("queue = ?", query.queue),
+            ("name GLOB ?", query.name_glob),
+            ("user = ?", query.user),
+            ("owner_uid = ?", query.owner_uid),
+            ("id < ?", query.before),
+        ):
+            if value is not None:
+                where.append(column)
+                values.append(value)
+        if query.states is not None:
+            where.append(f"state IN ({', '.join('?' * len(query.states))})")
+            values.extend(one.value for one in query.states)
+        clause = f"WHERE {' AND '.join(where)} " if where else ""
+        return self._tasks(f"{clause}ORDER BY id DESC LIMIT ?", (*values, query.limit))
+
+    def counts(self) -> dict[State, int]:
+        """See Storage."""
+        with _translated():
+            rows = self._reader.execute("SELECT state, tasks FROM count").fetchall()
+        return {State(state): tasks for state, tasks in rows}
+
+    def messages(self, task_id: int) -> Sequence[Message]:
+        """See Storage."""
+        with _translated():
+            rows = self._reader.execute(
+                "SELECT seq, name, payload, created FROM message WHERE task_id = ? ORDER BY seq", (task_id,)
+            ).fetchall()
+        return [Message(task_id, seq, name, json.loads(payload), at) for seq, name, payload, at in rows]
+
+    def last_message_seq(self, task_id: int) -> int:
+        """See Storage."""
+        with _translated():
+            row = self._reader.execute("SELECT seq FROM message_seq WHERE task_id = ?", (task_id,)).fetchone()
+        return int(row[0]) if row else 0
+
+    def config(self, task_id: int) -> Any:
+        """See Storage."""
+        with _translated():
+            row = self._reader.execute("SELECT config FROM config WHERE task_id = ?", (task_id,)).fetchone()
+        return json.loads(row[0]) if row else None
+
+    def flags(self) -> dict[str, str]:
+        """See Storage."""
+        with _translated():
+            return dict(self._reader.execute("SELECT name, value FROM flag").fetchall())
+
+    def ended_before(self, success: int | None, any_result: int | None, limit: int) -> Sequence[int]:
+        """See Storage."""
+        with _translated():
+            rows = self._reader.execute(
+                "SELECT id FROM task WHERE ended IS NOT NULL AND state IN ('finished', 'failed', 'stopped')"
+                " AND ((result = 'success' AND ended < ?) OR ended < ?) ORDER BY ended LIMIT ?",
+                (success or 0, any_result or 0, limit),
+            ).fetchall()
+        return [row[0] for row in rows]
+
+    def vacuum(self, pages: int = 1000) -> None:
+        """Give freed pages back to the file system, so many at the most."""
+        with _translated():
+            self._writer.execute(f"PRAGMA incremental_vacuum({int(pages)})").fetchall()
+
+    def close(self) -> None:
+        """See Storage."""
+        self._reader.close()
+        self._writer.close()
+
+    def _tasks(self, clause: str, values: Sequence[Any]) -> list[Task]:
+        with _translated():
+            rows = self._reader.execute(f"{SELECT} {clause}", values).fetchall()
+        return [_task(row) for row in rows]
+
+
+def open_storage(path: Path) -> tuple[SqliteStorage, Path | None]:
+    """Open the database; one that is corrupt is moved aside, and a fresh one made.
+
+    Returns the storage, and where the corrupt one lies now. Raises StorageError where neither can be done.
+    """
+    try:
+        storage = SqliteStorage(path)
+        storage.unended()
+        storage.counts()
+    except StorageCorrupt:
+        aside = path.with_name(f"{path.name}.corrupt-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}")
+        for suffix in ("", "-wal", "-shm"):
+            with contextlib.suppress(FileNotFoundError):
+                path.with_name(path.name + suffix).rename(aside.with_name(aside.name + suffix))
+        return SqliteStorage(path), aside
+    return storage, None
+
+
+class StorageCorrupt(StorageError):
+    """The file is not a database, or a damaged one."""
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10)
+    connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+    return connection
+
+
+def _migrate(connection: sqlite3.Connection) -> None:
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version > len(MIGRATIONS):
+        raise StorageError(f"the database is of a newer bgtaskd (schema {version}, this one knows {len(MIGRATIONS)})")
+    for number in range(version, len(MIGRATIONS)):
+        connection.executescript(f"BEGIN IMMEDIATE; {MIGRATIONS[number]} PRAGMA user_version = {number + 1}; COMMIT;")
+
+
+@contextlib.contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if code in FULL_CODES:
+            raise StorageFull(f"the database cannot be written: {error}") from error
+        if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            raise StorageCorrupt(str(error)) from error
+        raise StorageError(str(error)) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise StorageCorrupt(f"a row makes no sense: {error}") from error
+
+
+@contextlib.contextmanager
+def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        with contextlib.suppress(sqlite3.Error):
+            connection.execute("ROLLBACK")
+        raise
+
+
+def _changing(task: Task) -> list[Any]:
+    return [
+        task.state.value,
+        None if task.result is None else task.result.value,
+        None if task.stop_reason is None else task.stop_reason.value,
+        task.attempt,
+        task.retries_used,
+        task.updated,
+        task.started,
+        task.ended,
+        task.not_before,
+        task.exit_status,
+        task.signal,
+        task.percent,
+        task.total,
+        task.finished,
+        task.message,
+        None if task.value is None else json.dumps(task.value),
+        task.error,
+        task.cpu_usec,
+        task.memory_peak,
+        task.io_read_bytes,
+        task.io_write_bytes,
+        task.boot_id,
+        task.pid,
+    ]
+
+
+def _put_task(connection: sqlite3.Connection, operation: PutTask) -> None:
+    task = operation.task
+    changing = _changing(task)
+    if connection.execute(UPDATE, (*changing, task.id)).rowcount:
+        return
+    spec = task.spec
+    fixed = (task.id, task.owner_uid, task.uid, task.user, spec.name, spec.queue, spec.merge_key)
+    connection.execute(INSERT, (*fixed, json.dumps(spec.to_json()), task.created, *changing))
+
+
+def _remove_task(connection: sqlite3.Connection, operation: RemoveTask) -> None:
+    for statement in (
+        "DELETE FROM task WHERE id = ?",
+        "DELETE FROM message WHERE task_id = ?",
+        "DELETE FROM message_seq WHERE task_id = ?",
+        "DELETE FROM config WHERE task_id = ?",
+    ):
+        connection.execute(statement, (operation.task_id,))
+
+
+def _put_message(connection: sqlite3.Connection, operation: PutMessage) -> None:
+    one = operation.message
+    payload = json.dumps(one.payload)
+    connection.execute("INSERT INTO message VALUES (?, ?, ?, ?, ?)", (one.task_id, one.seq, one.name, payload, one.created))
+    connection.execute("INSERT OR REPLACE INTO message_seq VALUES (?, ?)", (one.task_id, one.seq))
+
+
+def _clear_messages(connection: sqlite3.Connection, operation: ClearMessages) -> None:
+    if operation.seqs is None:
+        connection.execute("DELETE FROM message WHERE task_id = ?", (operation.task_id,))
+    else:
+        connection.executemany(
+            "DELETE FROM message WHERE task_id = ? AND seq = ?", [(operation.task_id, seq) for seq in operation.seqs]
+        )
+
+
+def _put_config(connection: sqlite3.Connection, operation: PutConfig) -> None:
+    connection.execute("INSERT OR REPLACE INTO config VALUES (?, ?)", (operation.task_id, json.dumps(operation.config)))
+
+
+def _put_flag(connection: sqlite3.Connection, operation: PutFlag) -> None:
+    if operation.value is None:
+        connection.execute("DELETE FROM flag WHERE name = ?", (operation.name,))
+    else:
+        connection.execute("INSERT OR REPLACE INTO flag VALUES (?, ?)", (operation.name, operation.value))
+
+
+_APPLY: Final[dict[type, Callable[[sqlite3.Connection, Any], None]]] = {
+    PutTask: _put_task,
+    RemoveTask: _remove_task,
+    PutMessage: _put_message,
+    ClearMessages: _clear_messages,
+    PutConfig: _put_config,
+    PutFlag: _put_flag,
+}
+
+
+def _task(row: Sequence[Any]) -> Task:
+    values = dict(zip(COLUMNS, row, strict=True))
+    spec = TaskSpec.from_json(json.loads(values.pop("spec")))
+    for name in ("name", "queue", "merge_key"):
+        del values[name]
+    values["state"] = State(values["state"])
+    values["result"] = None if values["result"] is None else Result(values["result"])
+    values["stop_reason"] = None if values["stop_reason"] is None else StopReason(values["stop_reason"])
+    values["value"] = None if values["value"] is None else json.loads(values["value"])
+    return Task(spec=spec, **values)
