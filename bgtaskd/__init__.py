@@ -1,4 +1,40 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Background tasks for web apps, each in a systemd scope of its own."""
+"""Background tasks for web apps, each in a systemd scope of its own.
+
+Importing this costs next to nothing: everything is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from bgtaskd.client.aio import AsyncClient as AsyncClient
+    from bgtaskd.client.blocking import Client as Client
+    from bgtaskd.client.task import TaskEvent as TaskEvent
+    from bgtaskd.client.task import TaskInfo as TaskInfo
+    from bgtaskd.errors import BgtaskdError as BgtaskdError
+    from bgtaskd.errors import NotReachable as NotReachable
+    from bgtaskd.errors import TaskFailed as TaskFailed
+
+_HOMES = {
+    "AsyncClient": "bgtaskd.client.aio",
+    "Client": "bgtaskd.client.blocking",
+    "TaskEvent": "bgtaskd.client.task",
+    "TaskInfo": "bgtaskd.client.task",
+    "BgtaskdError": "bgtaskd.errors",
+    "NotReachable": "bgtaskd.errors",
+    "TaskFailed": "bgtaskd.errors",
+}
+__all__ = ["__version__", *_HOMES]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'bgtaskd' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(home), name)

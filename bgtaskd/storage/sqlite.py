@@ -64,7 +64,7 @@ MIGRATIONS: Final = (
         boot_id TEXT,
         pid INTEGER
     );
-    CREATE INDEX task_unended ON task (id) WHERE ended IS NULL OR state = 'delayed';
+    CREATE INDEX task_unended ON task (id) WHERE state NOT IN ('finished', 'failed', 'stopped');
     CREATE INDEX task_owner ON task (owner_uid, id);
     CREATE INDEX task_state ON task (state, id);
     CREATE INDEX task_ended ON task (ended) WHERE ended IS NOT NULL;
@@ -134,7 +134,7 @@ class SqliteStorage:
 
     def unended(self) -> Sequence[Task]:
         """See Storage."""
-        return self._tasks("WHERE ended IS NULL OR state = 'delayed' ORDER BY id", ())
+        return self._tasks("WHERE state NOT IN ('finished', 'failed', 'stopped') ORDER BY id", ())
 
     def get(self, task_id: int) -> Task | None:
         """See Storage."""

@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The blocking client. One connection for calls; each stream has one of its own. Not for several threads at once."""
+
+from __future__ import annotations
+
+import base64
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from bgtaskd.client.path import default_socket
+from bgtaskd.client.task import Message, OutputChunk, QueueInfo, Seconds, TaskEvent, TaskInfo, spec_of, usec
+from bgtaskd.errors import INTERFACE, NotReachable, ProtocolError, TaskFailed, from_wire
+from bgtaskd.protocol.codec import Decoder, MalformedMessage, encode
+
+# Only these may be sent again when the connection broke: done twice, they change nothing.
+HARMLESS = frozenset({"Get", "List", "Signals", "GetConfig", "Queues", "Status", "SetConfig", "PauseQueue", "ResumeQueue"})
+
+
+class _Connection:
+    def __init__(self, path: str) -> None:
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._decoder = Decoder(limit=8 << 20)
+        self._messages: list[dict[str, Any]] = []
+        try:
+            self._socket.connect(path)
+        except OSError as error:
+            self._socket.close()
+            raise NotReachable(path, error.strerror or str(error)) from None
+
+    def send(self, method: str, parameters: Mapping[str, Any], more: bool) -> None:
+        message: dict[str, Any] = {"method": f"{INTERFACE}.{method}", "parameters": parameters}
+        if more:
+            message["more"] = True
+        self._socket.sendall(encode(message))
+
+    def receive(self) -> tuple[dict[str, Any], bool]:
+        """Parameters, and whether more will follow. Raises the daemon's error, or ConnectionError."""
+        while not self._messages:
+            data = self._socket.recv(1 << 16)
+            if not data:
+                raise ConnectionResetError("the daemon hung up")
+            try:
+                self._messages = self._decoder.feed(data)
+            except MalformedMessage as error:
+                raise ProtocolError(f"the daemon's answer makes no sense: {error}") from None
+        message = self._messages.pop(0)
+        parameters = message.get("parameters") or {}
+        if "error" in message:
+            raise from_wire(message["error"], parameters)
+        return parameters, message.get("continues") is True
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+class Client:
+    """Talks to the daemon. Every method raises NotReachable, or one of bgtaskd.errors for what was refused."""
+
+    def __init__(self, path: str | None = None) -> None:
+        self.path = path or default_socket()
+        self._connection: _Connection | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Hang up. The next call connects again."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def call(self, method: str, **parameters: Any) -> dict[str, Any]:
+        """Call a method of org.bgtaskd by its own name; its reply's parameters."""
+        fresh = self._connection is None
+        try:
+            return self._call(method, parameters)
+        except OSError as error:
+            self.close()
+            if fresh or method not in HARMLESS:
+                raise NotReachable(self.path, f"the connection broke: {error}") from None
+        try:
+            return self._call(method, parameters)
+        except OSError as error:
+            self.close()
+            raise NotReachable(self.path, f"the connection broke: {error}") from None
+
+    def _call(self, method: str, parameters: dict[str, Any]) -> dict[str, Any]:
+        if self._connection is None:
+            self._connection = _Connection(self.path)
+        self._connection.send(method, parameters, more=False)
+        return self._connection.receive()[0]
+
+    def stream(self, method: str, **parameters: Any) -> Iterator[dict[str, Any]]:
+        """Call a streaming method; its replies, as they come, on a connection of their own."""
+        connection = _Connection(self.path)
+        try:
+            connection.send(method, parameters, more=True)
+            while True:
+                reply, continues = connection.receive()
+                yield reply
+                if not continues:
+                    return
+        except OSError as error:
+            raise NotReachable(self.path, f"the connection broke: {error}") from None
+        finally:
+            connection.close()
+
+    def start(
+        self,
+        argv: Sequence[str],
+        *,
+        name: str | None = None,
+        user: str | None = None,
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+        queue: str | None = None,
+        priority: int | None = None,
+        delay: Seconds | None = None,
+        merge_key: str | None = None,
+        timeout: Seconds | None = None,
+        stall_timeout: Seconds | None = None,
+        stop_timeout: Seconds | None = None,
+        retries: int | None = None,
+        retry_delay: Seconds | None = None,
+        retry_on: Sequence[str] | None = None,
+        properties: Mapping[str, Any] | None = None,
+        settings: Any = None,
+    ) -> int:
+        """Have a command run; its task's id, once the task is on the disk. Durations in seconds.
+
+        Raises InvalidSpec, PermissionDenied, QueueFull, NoSuchQueue, StorageFailed.
+        """
+        options = {key: value for key, value in locals().items() if key not in ("self", "argv")}
+        return int(self.call("Start", spec=spec_of(list(argv), options))["id"])
+
+    def run(self, argv: Sequence[str], **options: Any) -> TaskInfo:
+        """start() and wait(). Raises TaskFailed unless it succeeded."""
+        task = self.wait(self.start(argv, **options))
+        if task.result != "success":
+            raise TaskFailed(task)
+        return task
+
+    def get(self, task_id: int) -> TaskInfo:
+        """One task. Raises NoSuchTask."""
+        return TaskInfo.from_wire(self.call("Get", id=task_id)["task"])
+
+    def list(
+        self,
+        *,
+        states: Sequence[str] | None = None,
+        queue: str | None = None,
+        name: str | None = None,
+        user: str | None = None,
+        before: int | None = None,
+        limit: int | None = None,
+    ) -> list[TaskInfo]:
+        """Tasks, newest first. ``name`` may be a shell pattern."""
+        parameters = {key: value for key, value in locals().items() if key != "self" and value is not None}
+        return [TaskInfo.from_wire(one) for one in self.call("List", **parameters)["tasks"]]
+
+    def watch(self, ids: Sequence[int] | None = None) -> Iterator[TaskEvent]:
+        """Every change: of these tasks until all have ended, or of all tasks for ever."""
+        parameters = {} if ids is None else {"ids": list(ids)}
+        for reply in self.stream("Watch", **parameters):
+            yield TaskEvent(reply["event"], TaskInfo.from_wire(reply["task"]))
+
+    def wait(self, task_id: int, timeout: Seconds | None = None) -> TaskInfo:
+        """Wait for a task's end. Raises TimedOut after so many seconds."""
+        return next(iter(self.wait_all([task_id], timeout)))
+
+    def wait_all(self, ids: Sequence[int], timeout: Seconds | None = None) -> Iterator[TaskInfo]:
+        """Tasks in the order in which they end. Raises TimedOut after so many seconds."""
+        parameters = {} if timeout is None else {"timeout_usec": usec(timeout)}
+        for reply in self.stream("Wait", ids=list(ids), **parameters):
+            yield TaskInfo.from_wire(reply["task"])
+
+    def output(self, task_id: int, *, offset: int = 0, attempt: int | None = None) -> bytes:
+        """What it printed so far, from an offset (negative: so many bytes before the end)."""
+        return b"".join(chunk.data for chunk in self.output_chunks(task_id, offset=offset, attempt=attempt))
+
+    def output_chunks(
+        self, task_id: int, *, offset: int = 0, follow: bool = False, attempt: int | None = None
+    ) -> Iterator[OutputChunk]:
+        """What it printed, piece by piece; with ``follow`` until it has ended."""
+        parameters: dict[str, Any] = {"id": task_id, "offset": offset, "follow": follow, "encoding": "base64"}
+        if attempt is not None:
+            parameters["attempt"] = attempt
+        for reply in self.stream("Output", **parameters):
+            data = base64.b64decode(reply["data"])
+            yield OutputChunk(data, reply["offset"], reply["next_offset"], reply["dropped"], reply["eof"])
+
+    def signal(self, task_id: int, name: str, payload: Any = None) -> int:
+        """Leave a message in its mailbox; the message's number."""
+        return int(self.call("Signal", id=task_id, name=name, payload=payload)["seq"])
+
+    def signals(self, task_id: int) -> list[Message]:
+        """Its mailbox."""
+        return [Message(**one) for one in self.call("Signals", id=task_id)["signals"]]
+
+    def clear_signals(self, task_id: int, seqs: Sequence[int] | None = None) -> int:
+        """Clear those messages, or all; how many there were."""
+        parameters = {} if seqs is None else {"seqs": list(seqs)}
+        return int(self.call("ClearSignals", id=task_id, **parameters)["cleared"])
+
+    def report(self, task_id: int, **progress: Any) -> None:
+        """Report progress by hand: percent, finished, total, message, value, rewind."""
+        self.call("Report", id=task_id, **{key: one for key, one in progress.items() if one is not None})
+
+    def set_config(self, task_id: int, config: Any) -> None:
+        """Replace the configuration that it sees."""
+        self.call("SetConfig", id=task_id, config=config)
+
+    def get_config(self, task_id: int) -> Any:
+        """The configuration that it sees."""
+        return self.call("GetConfig", id=task_id)["config"]
+
+    def pause(self, task_id: int) -> None:
+        """Freeze all its processes."""
+        self.call("Pause", id=task_id)
+
+    def resume(self, task_id: int) -> None:
+        """Thaw it."""
+        self.call("Resume", id=task_id)
+
+    def stop(self, task_id: int) -> None:
+        """SIGTERM to all its processes, SIGKILL after its stop timeout."""
+        self.call("Stop", id=task_id)
+
+    def kill(self, task_id: int, signal: str | int = "SIGKILL", whom: str = "all") -> None:
+        """A Unix signal to all its processes, or to the main one."""
+        self.call("Kill", id=task_id, signal=str(signal), whom=whom)
+
+    def retry(self, task_id: int) -> None:
+        """Run an ended task again."""
+        self.call("Retry", id=task_id)
+
+    def remove(self, task_id: int) -> None:
+        """Forget an ended task and its output."""
+        self.call("Remove", id=task_id)
+
+    def queues(self) -> list[QueueInfo]:
+        """All queues."""
+        return [QueueInfo(**one) for one in self.call("Queues")["queues"]]
+
+    def pause_queue(self, queue: str) -> None:
+        """Start none of its tasks any more."""
+        self.call("PauseQueue", queue=queue)
+
+    def resume_queue(self, queue: str) -> None:
+        """Start its tasks again."""
+        self.call("ResumeQueue", queue=queue)
+
+    def status(self) -> dict[str, Any]:
+        """How the daemon is."""
+        return self.call("Status")

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What a caller sees of tasks: typed, from the wire's plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from datetime import timedelta
+from typing import Any
+
+Seconds = float | timedelta
+
+
+@dataclass(frozen=True, slots=True)
+class TaskInfo:
+    """A task, as method Get of org.bgtaskd has it. Times: microseconds since the epoch, UTC."""
+
+    id: int
+    name: str
+    kind: str
+    state: str
+    result: str | None
+    exit_status: int | None
+    signal: str | None
+    percent: float | None
+    total: int | None
+    finished: int | None
+    message: str | None
+    queue: str
+    user: str
+    priority: int
+    attempt: int
+    unit: str
+    settings: Any
+    value: Any
+    error: str | None
+    created: int
+    started: int | None
+    updated: int
+    ended: int | None
+    not_before: int | None
+    cpu_usec: int | None
+    memory_current: int | None
+    memory_peak: int | None
+    io_read_bytes: int | None
+    io_write_bytes: int | None
+
+    @classmethod
+    def from_wire(cls, data: Mapping[str, Any]) -> TaskInfo:
+        """Unknown fields are passed over: the daemon may be newer."""
+        return cls(**{one.name: data.get(one.name) for one in fields(cls)})
+
+    def is_ended(self) -> bool:
+        """Whether nothing more will happen to it unless somebody retries it."""
+        return self.state in ("finished", "failed", "stopped")
+
+
+@dataclass(frozen=True, slots=True)
+class TaskEvent:
+    """Something happened to a task: "added", "changed", "finished" or "removed"."""
+
+    event: str
+    task: TaskInfo
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A message in a task's mailbox."""
+
+    seq: int
+    name: str
+    payload: Any
+    created: int
+
+
+@dataclass(frozen=True, slots=True)
+class QueueInfo:
+    """A queue, and how busy it is."""
+
+    name: str
+    slots: int
+    running: int
+    waiting: int
+    delayed: int
+    paused: bool
+
+
+@dataclass(frozen=True, slots=True)
+class OutputChunk:
+    """A piece of a task's output. ``dropped``: bytes in the middle that are gone."""
+
+    data: bytes
+    offset: int
+    next_offset: int
+    dropped: int
+    eof: bool
+
+
+def usec(value: Seconds) -> int:
+    """Seconds, or a timedelta, in microseconds."""
+    return round((value.total_seconds() if isinstance(value, timedelta) else value) * 1_000_000)
+
+
+def spec_of(argv: list[str], options: Mapping[str, Any]) -> dict[str, Any]:
+    """A Spec for the wire from Python's natural arguments: durations in seconds, None left out."""
+    spec: dict[str, Any] = {"argv": argv}
+    for name, value in options.items():
+        if value is None:
+            continue
+        if name in ("delay", "timeout", "stall_timeout", "stop_timeout", "retry_delay"):
+            spec[f"{name}_usec"] = usec(value)
+        elif name == "properties":
+            spec[name] = {key: str(one) for key, one in value.items()}
+        elif name == "retry_on":
+            spec[name] = list(value)
+        else:
+            spec[name] = value
+    return spec
