@@ -11,6 +11,9 @@ import os
 from dataclasses import dataclass
 
 
+WATCHED = ("cgroup.events", "cpu.stat", "memory.peak", "memory.events", "io.stat")
+
+
 @dataclass(frozen=True, slots=True)
 class Usage:
     """Totals. None: not known."""
@@ -38,11 +41,11 @@ def cgroup_of(pid: int) -> str | None:
 class Cgroup:
     """Descriptors into one scope's cgroup."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, names: tuple[str, ...] = WATCHED) -> None:
         self.path = path
         self._fds = {
             name: fd
-            for name in ("cgroup.events", "cpu.stat", "memory.peak", "memory.events", "io.stat")
+            for name in names
             if (fd := _open(f"{path}/{name}")) is not None
         }
 
@@ -61,6 +64,28 @@ class Cgroup:
         peak = self._read("memory.peak").strip()
         read, written = self._io()
         return Usage(self.values("cpu.stat").get("usage_usec"), int(peak) if peak else None, read, written)
+
+    def close(self) -> None:
+        """Close the descriptors."""
+        for fd in self._fds.values():
+            os.close(fd)
+        self._fds.clear()
+
+    @classmethod
+    def read_once(cls, path: str) -> dict[str, int | None]:
+        """What a cgroup says at this moment, by the names that tasks are shown with."""
+        group = cls(path, ("cpu.stat", "memory.peak", "memory.current", "io.stat"))
+        try:
+            usage, current = group.usage(), group._read("memory.current").strip()
+        finally:
+            group.close()
+        return {
+            "cpu_usec": usage.cpu_usec,
+            "memory_current": int(current) if current else None,
+            "memory_peak": usage.memory_peak,
+            "io_read_bytes": usage.io_read_bytes,
+            "io_write_bytes": usage.io_write_bytes,
+        }
 
     def _io(self) -> tuple[int | None, int | None]:
         if "io.stat" not in self._fds:

@@ -1,0 +1,418 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Every operation, who may call it, and its handler: one table, for all doors."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import signal
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import Any, Final
+
+import bgtaskd
+from bgtaskd.config import Config
+from bgtaskd.daemon import streams
+from bgtaskd.daemon.engine import Engine, now_usec
+from bgtaskd.daemon.launcher_link import LauncherError
+from bgtaskd.daemon.policy import Policy
+from bgtaskd.daemon.spec import BYTES_MAX, NAME_MAX, read_spec
+from bgtaskd.daemon.supervisors import Supervisors
+from bgtaskd.errors import (
+    InvalidSpec,
+    LauncherFailed,
+    NoSuchQueue,
+    NoSuchTask,
+    NotPossible,
+    PermissionDenied,
+    QueueFull,
+    StorageFailed,
+)
+from bgtaskd.model import (
+    ENDED,
+    WAITING,
+    IllegalTransition,
+    Reported,
+    RetryAsked,
+    State,
+    StopReason,
+    Task,
+    canonical_json,
+)
+from bgtaskd.protocol.peer import Peer
+from bgtaskd.protocol.server import Call, Reply, Streamed
+from bgtaskd.storage.interface import ClearMessages, Message, PutConfig, PutFlag, PutMessage, Query, StorageError
+
+LIST_MAX: Final = 1000
+MESSAGES_MAX: Final = 10_000
+
+
+class Access(Enum):
+    """Who passes. What belongs to a task is asked of the policy with the task in hand."""
+
+    ANYONE = "whoever may connect"
+    SEE = "the task's owner, the user it runs as, administrators"
+    STEER = "the task's owner, administrators"
+    ADMIN = "administrators"
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """A row of the table."""
+
+    handler: Callable[[Api, Call], Awaitable[Reply] | AsyncGenerator[Streamed, None]]
+    access: Access
+
+
+class Api:
+    """The operations' common ground."""
+
+    def __init__(self, engine: Engine, supervisors: Supervisors, policy: Policy, launcher_mode: str) -> None:
+        self.engine = engine
+        self.supervisors = supervisors
+        self.policy = policy
+        self.launcher_mode = launcher_mode
+        self.tasks_dir = ""
+        self.since = now_usec()
+
+    def handlers(self) -> dict[str, Callable[[Call], Awaitable[Reply] | AsyncGenerator[Streamed, None]]]:
+        """The table, bound to this daemon."""
+        return {name: self._bind(name, one) for name, one in OPERATIONS.items()}
+
+    def _bind(self, name: str, one: Operation) -> Callable[[Call], Awaitable[Reply] | AsyncGenerator[Streamed, None]]:
+        def handle(call: Call) -> Awaitable[Reply] | AsyncGenerator[Streamed, None]:
+            if one.access is Access.ADMIN and not self.policy.is_admin(call.peer):
+                raise PermissionDenied(reason=f"{name} is for root and members of the administrators' group")
+            result = one.handler(self, call)
+            return result if isinstance(result, AsyncGenerator) else self._guard(result)
+
+        return handle
+
+    async def _guard(self, result: Awaitable[Reply]) -> Reply:
+        """The inner errors that any operation may meet, in the callers' words."""
+        try:
+            return await result
+        except IllegalTransition as error:
+            state = error.task.public_state().value
+            raise NotPossible(id=error.task.id, state=state, reason=error.event.what) from None
+        except StorageError as error:
+            raise StorageFailed(reason=str(error)) from None
+        except LauncherError as error:
+            raise LauncherFailed(reason=str(error)) from None
+
+    async def call(self, peer: Peer, method: str, parameters: Mapping[str, Any]) -> Reply:
+        """The same operations for another door (D-Bus). Only those with one reply."""
+        result = self.handlers()[method](Call(method, parameters, peer, False))
+        assert not isinstance(result, AsyncGenerator)
+        return await result
+
+    def list(self, peer: Peer) -> list[Task]:
+        """The live tasks that the caller may see, oldest first."""
+        return [task for _, task in sorted(self.engine.live.items()) if self.policy.may_see(peer, task)]
+
+    def task(self, call: Call, access: Access, task_id: int | None = None) -> Task:
+        """The task a call is about. Raises NoSuchTask, PermissionDenied."""
+        number = call.parameters["id"] if task_id is None else task_id
+        task = self.engine.get(number) if 0 < number < 1 << 62 else None
+        if task is None:
+            raise NoSuchTask(id=number)
+        passes = self.policy.may_see if access is Access.SEE else self.policy.may_steer
+        if not passes(call.peer, task):
+            raise PermissionDenied(reason=f"task {number} belongs to another user")
+        return task
+
+    def live(self, task: Task, why: str) -> Task:
+        """The task, if it has not ended. Raises NotPossible."""
+        if task.id not in self.engine.live:
+            raise NotPossible(id=task.id, state=task.public_state().value, reason=why)
+        return self.engine.live[task.id]
+
+    def shown(self, task: Task) -> dict[str, Any]:
+        """The task as the doors show it, with what its cgroup says at this moment."""
+        if task.state in (State.RUNNING, State.PAUSED):
+            task = replace(task, **streams.usage_now(task))
+        return task.to_json()
+
+
+async def start(api: Api, call: Call) -> Reply:
+    """Accept a task."""
+    engine, config = api.engine, api.engine.config
+    given: Mapping[str, Any] = call.parameters["spec"]
+    user = api.policy.run_as(call.peer, given.get("user"))
+    spec = read_spec(given, config, user.pw_name)
+    if spec.merge_key is not None:
+        known = engine.merge_keys.get((call.peer.uid, spec.merge_key))
+        if known is not None:
+            return {"id": known, "merged": True}
+    queue = config.queues[spec.queue]
+    if engine.scheduler.waiting(spec.queue) >= queue.max_waiting:
+        raise QueueFull(queue=spec.queue, limit=queue.max_waiting)
+    if engine.writer.failure is not None:
+        raise StorageFailed(reason=str(engine.writer.failure))
+    now = now_usec()
+    task_id, engine.next_id = engine.next_id, engine.next_id + 1
+    task = Task(
+        id=task_id,
+        spec=spec,
+        uid=user.pw_uid,
+        user=user.pw_name,
+        owner_uid=call.peer.uid,
+        state=State.DELAYED if spec.delay_usec else State.QUEUED,
+        created=now,
+        updated=now,
+        not_before=now + spec.delay_usec if spec.delay_usec else None,
+    )
+    await engine.add(task)
+    return {"id": task_id, "merged": False}
+
+
+async def get(api: Api, call: Call) -> Reply:
+    """One task."""
+    return {"task": api.shown(api.task(call, Access.SEE))}
+
+
+async def list_(api: Api, call: Call) -> AsyncGenerator[Streamed, None]:
+    """Tasks, newest first; the live ones as they are in memory."""
+    given = call.parameters
+    limit = given.get("limit") or 100
+    if not 1 <= limit <= LIST_MAX * 1000:
+        raise InvalidSpec(field="limit", reason=f"must be from 1 to {LIST_MAX * 1000}")
+    before = given.get("before")
+    states = given.get("states")
+    wanted = None if states is None else _inner_states(states)
+    owner = None if api.policy.is_admin(call.peer) else call.peer.uid
+    while True:
+        query = Query(wanted, given.get("queue"), given.get("name"), given.get("user"), owner, before, min(limit, LIST_MAX))
+        rows = [api.engine.live.get(task.id, task) for task in api.engine.storage.list(query)]
+        limit -= len(rows)
+        more = call.more and limit > 0 and len(rows) == query.limit
+        yield {"tasks": [api.shown(task) for task in rows]}, more
+        if not more:
+            return
+        before = rows[-1].id
+
+
+def _inner_states(names: list[str]) -> list[State]:
+    states = [State(name) for name in names]
+    return [*states, State.STARTING] if State.QUEUED in states else states
+
+
+async def signal_(api: Api, call: Call) -> Reply:
+    """Leave a message in a task's mailbox."""
+    task = api.live(api.task(call, Access.SEE), "only a task that has not ended takes messages")
+    name, payload = call.parameters["name"], call.parameters.get("payload")
+    if not 1 <= len(name) <= NAME_MAX:
+        raise InvalidSpec(field="name", reason=f"must have 1 to {NAME_MAX} characters")
+    if len(canonical_json(payload)) > BYTES_MAX:
+        raise InvalidSpec(field="payload", reason=f"must be at most {BYTES_MAX} bytes of JSON")
+    if len(api.engine.storage.messages(task.id)) >= MESSAGES_MAX:
+        raise InvalidSpec(field="id", reason=f"{MESSAGES_MAX} messages wait in its mailbox already")
+    seqs = api.engine.message_seqs
+    seq = max(seqs.get(task.id, 0), api.engine.storage.last_message_seq(task.id)) + 1
+    seqs[task.id] = seq
+    message = Message(task.id, seq, name, payload, now_usec())
+    await api.engine.writer.write([PutMessage(message)], must=False)
+    for subscriber in tuple(api.engine.signal_subscribers):
+        subscriber(task, message)
+    return {"seq": seq}
+
+
+async def signals(api: Api, call: Call) -> Reply:
+    """A task's mailbox."""
+    task = api.task(call, Access.SEE)
+    found = api.engine.storage.messages(task.id)
+    shown = [{"seq": one.seq, "name": one.name, "payload": one.payload, "created": one.created} for one in found]
+    return {"signals": shown}
+
+
+async def clear_signals(api: Api, call: Call) -> Reply:
+    """Clear messages."""
+    task = api.task(call, Access.SEE)
+    given = call.parameters.get("seqs")
+    there = {one.seq for one in api.engine.storage.messages(task.id)}
+    cleared = there if given is None else there & set(given)
+    await api.engine.writer.write([ClearMessages(task.id, tuple(sorted(cleared)))], must=False)
+    return {"cleared": len(cleared)}
+
+
+async def report(api: Api, call: Call) -> Reply:
+    """Progress, told from outside the notify socket."""
+    task = api.live(api.task(call, Access.SEE), "only a running task makes progress")
+    given = {key: value for key, value in call.parameters.items() if key != "id" and value is not None}
+    for field in ("finished", "total"):
+        if given.get(field, 0) < 0:
+            raise InvalidSpec(field=field, reason="must not be negative")
+    if len(given.get("message", "")) > 4096:
+        raise InvalidSpec(field="message", reason="must have at most 4096 characters")
+    if len(canonical_json(given.get("value"))) > BYTES_MAX:
+        raise InvalidSpec(field="value", reason=f"must be at most {BYTES_MAX} bytes of JSON")
+    api.engine.report(task.id, Reported(now_usec(), **given))
+    api.supervisors.feed(task, {key: value for key, value in given.items() if key != "rewind"})
+    return {}
+
+
+async def set_config(api: Api, call: Call) -> Reply:
+    """Replace a task's configuration."""
+    task = api.live(api.task(call, Access.STEER), "only a task that has not ended has use for it")
+    if len(canonical_json(call.parameters["config"])) > BYTES_MAX:
+        raise InvalidSpec(field="config", reason=f"must be at most {BYTES_MAX} bytes of JSON")
+    await api.engine.writer.write([PutConfig(task.id, call.parameters["config"])], must=False)
+    return {}
+
+
+async def get_config(api: Api, call: Call) -> Reply:
+    """A task's configuration."""
+    return {"config": api.engine.storage.config(api.task(call, Access.SEE).id)}
+
+
+async def pause(api: Api, call: Call) -> Reply:
+    """Freeze a task."""
+    return await _freeze(api, call, "freeze", State.RUNNING, "only a running task can be paused")
+
+
+async def resume(api: Api, call: Call) -> Reply:
+    """Thaw a task."""
+    return await _freeze(api, call, "thaw", State.PAUSED, "only a paused task can be resumed")
+
+
+async def _freeze(api: Api, call: Call, op: str, state: State, why: str) -> Reply:
+    task = api.task(call, Access.STEER)
+    if task.state is not state:
+        raise NotPossible(id=task.id, state=task.public_state().value, reason=why)
+    changed = streams.Changes(api.engine, lambda one: one.id == task.id)
+    try:
+        await api.engine.launcher.insist(op, id=task.id, attempt=task.attempt)
+        if api.launcher_mode == "process":
+            from bgtaskd.model import Frozen, Thawed
+
+            await api.engine.change(task.id, (Frozen if op == "freeze" else Thawed)(now_usec()))
+        elif api.engine.live.get(task.id, task).state is state:
+            await changed.next(timeout=5.0)
+    finally:
+        changed.close()
+    return {}
+
+
+async def stop(api: Api, call: Call) -> Reply:
+    """End a task in good order."""
+    task = api.live(api.task(call, Access.STEER), "it has ended already")
+    await api.engine.stop(task.id, StopReason.USER)
+    return {}
+
+
+async def kill(api: Api, call: Call) -> Reply:
+    """Send a Unix signal."""
+    task = api.live(api.task(call, Access.STEER), "it has ended already")
+    number = _signal_number(call.parameters.get("signal") or "SIGKILL")
+    whom = call.parameters.get("whom") or "all"
+    if whom not in ("all", "main"):
+        raise InvalidSpec(field="whom", reason="must be all or main")
+    if task.state in WAITING:
+        raise NotPossible(id=task.id, state=task.public_state().value, reason="it does not run yet; stop takes it off")
+    if number == signal.SIGKILL and whom == "all":
+        await api.engine.stop(task.id, StopReason.USER, kill=True)
+    else:
+        await api.engine.launcher.insist("kill", id=task.id, attempt=task.attempt, signal=number, whom=whom)
+    return {}
+
+
+def _signal_number(text: str) -> int:
+    if text.isdigit() and 1 <= int(text) < signal.NSIG:
+        return int(text)
+    name = text.upper() if text.upper().startswith("SIG") else f"SIG{text.upper()}"
+    try:
+        return signal.Signals[name].value
+    except KeyError:
+        raise InvalidSpec(field="signal", reason=f"there is no signal {text[:32]!r}") from None
+
+
+async def retry(api: Api, call: Call) -> Reply:
+    """Run an ended task again."""
+    task = api.task(call, Access.STEER)
+    if task.spec.queue not in api.engine.config.queues:
+        raise NoSuchQueue(queue=task.spec.queue)
+    await api.engine.change(task.id, RetryAsked(now_usec()), before=task)
+    return {}
+
+
+async def remove(api: Api, call: Call) -> Reply:
+    """Forget an ended task."""
+    task = api.task(call, Access.STEER)
+    if task.state not in ENDED:
+        raise NotPossible(id=task.id, state=task.public_state().value, reason="only an ended task can be removed")
+    await api.engine.remove(task)
+    return {}
+
+
+async def queues(api: Api, call: Call) -> Reply:
+    """All queues."""
+    out = []
+    for name, one in api.engine.config.queues.items():
+        running, waiting, delayed = api.engine.scheduler.counts(name)
+        paused = api.engine.scheduler.is_paused(name)
+        out.append(
+            {"name": name, "slots": one.slots, "running": running, "waiting": waiting, "delayed": delayed, "paused": paused}
+        )
+    return {"queues": out}
+
+
+async def pause_queue(api: Api, call: Call) -> Reply:
+    """Start no further task of a queue."""
+    return await _pause_queue(api, call, True)
+
+
+async def resume_queue(api: Api, call: Call) -> Reply:
+    """Start tasks of a queue again."""
+    return await _pause_queue(api, call, False)
+
+
+async def _pause_queue(api: Api, call: Call, paused: bool) -> Reply:
+    name = call.parameters["queue"]
+    if name not in api.engine.config.queues:
+        raise NoSuchQueue(queue=name[:NAME_MAX])
+    await api.engine.writer.write([PutFlag(f"paused:{name}", "1" if paused else "0")], must=False)
+    api.engine.scheduler.pause(name, paused)
+    api.engine.schedule()
+    return {}
+
+
+async def status(api: Api, call: Call) -> Reply:
+    """How the daemon is."""
+    counts: dict[str, int] = {}
+    for state, number in api.engine.storage.counts().items():
+        name = "queued" if state is State.STARTING else state.value
+        counts[name] = counts.get(name, 0) + number
+    return {
+        "version": bgtaskd.__version__,
+        "since": api.since,
+        "launcher": api.launcher_mode,
+        "tasks": counts,
+        "tasks_in_memory": len(api.engine.live),
+    }
+
+
+OPERATIONS: Final[Mapping[str, Operation]] = {
+    "Start": Operation(start, Access.ANYONE),
+    "Get": Operation(get, Access.SEE),
+    "List": Operation(list_, Access.ANYONE),
+    "Watch": Operation(streams.watch, Access.SEE),
+    "Wait": Operation(streams.wait, Access.SEE),
+    "Output": Operation(streams.output, Access.SEE),
+    "Signal": Operation(signal_, Access.SEE),
+    "Signals": Operation(signals, Access.SEE),
+    "ClearSignals": Operation(clear_signals, Access.SEE),
+    "Report": Operation(report, Access.SEE),
+    "SetConfig": Operation(set_config, Access.STEER),
+    "GetConfig": Operation(get_config, Access.SEE),
+    "Pause": Operation(pause, Access.STEER),
+    "Resume": Operation(resume, Access.STEER),
+    "Stop": Operation(stop, Access.STEER),
+    "Kill": Operation(kill, Access.STEER),
+    "Retry": Operation(retry, Access.STEER),
+    "Remove": Operation(remove, Access.STEER),
+    "Queues": Operation(queues, Access.ANYONE),
+    "PauseQueue": Operation(pause_queue, Access.ADMIN),
+    "ResumeQueue": Operation(resume_queue, Access.ADMIN),
+    "Status": Operation(status, Access.ANYONE),
+}

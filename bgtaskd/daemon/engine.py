@@ -1,0 +1,320 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The tasks that have not ended, and every change of theirs: transition, commit, announce, in this order.
+
+Why a start is done once, whoever is killed when. The attempt's number is committed (``starting``) before
+the launcher is asked; the launcher makes the attempt's record exclusively, and refuses a second launch of
+the same attempt. So
+
+* killed before the commit: the caller got no id, or the task is still ``queued``: it is picked again;
+* after the commit, before the launcher has the request: the same attempt is asked for again at start-up;
+* after the launcher has it: the repeated request gets AlreadyLaunched, and the supervisor calls home;
+* the launcher killed before the gate opened: the record says ``not-started``, the attempt is launched anew;
+* the supervisor killed: its record has no end and nobody lives who could write one: ``lost``, or
+  ``interrupted`` where the boot is another one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from bgtaskd.config import Config
+from bgtaskd.daemon.launcher_link import LauncherError, LauncherLink
+from bgtaskd.daemon.scheduler import Scheduler
+from bgtaskd.daemon.writer import Writer
+from bgtaskd.model import (
+    ENDED,
+    LIVE,
+    CouldNotStart,
+    Due,
+    Event,
+    Exited,
+    Picked,
+    PutBack,
+    Reported,
+    Result,
+    State,
+    StopAsked,
+    StopReason,
+    Task,
+    transition,
+)
+from bgtaskd.storage.interface import Message, Operation, PutTask, RemoveTask, Storage
+
+log = logging.getLogger(__name__)
+
+PROGRESS_COMMIT_SECONDS = 1.0
+Subscriber = Callable[[str, Task], None]
+
+
+def now_usec() -> int:
+    """Microseconds since the epoch."""
+    return time.time_ns() // 1000
+
+
+class Engine:
+    """Live tasks, the scheduler, and the way to the disk and the launcher."""
+
+    def __init__(self, config: Config, storage: Storage, launcher: LauncherLink, boot_id: str) -> None:
+        self.config = config
+        self.storage = storage
+        self.writer = Writer(storage)
+        self.launcher = launcher
+        self.boot_id = boot_id
+        self.scheduler = Scheduler()
+        self.live: dict[int, Task] = {}
+        self.merge_keys: dict[tuple[int, str], int] = {}
+        self.waiting_of: dict[int, int] = {}
+        self.next_id = storage.next_task_id()
+        self.on_stuck: Callable[[int, int], None] = lambda task_id, attempt: None
+        self.message_seqs: dict[int, int] = {}
+        self.signal_subscribers: list[Callable[[Task, Message], None]] = []
+        self._subscribers: list[Subscriber] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._unsaved: set[int] = set()
+        self._saver: asyncio.TimerHandle | None = None
+        self._jobs: set[asyncio.Task[Any]] = set()
+        self.configure(config)
+
+    def configure(self, config: Config) -> None:
+        """Take a configuration over; queues' limits are sent to the launcher."""
+        self.config = config
+        self.scheduler.configure({name: queue.slots for name, queue in config.queues.items()})
+        flags = self.storage.flags()
+        for name, queue in config.queues.items():
+            self.scheduler.pause(name, flags.get(f"paused:{name}", "") == "1" or queue.paused)
+
+    def subscribe(self, subscriber: Subscriber) -> Callable[[], None]:
+        """Be told of every change ("added", "changed", "finished", "removed"); returns the way out."""
+        self._subscribers.append(subscriber)
+        return lambda: self._subscribers.remove(subscriber)
+
+    def announce(self, kind: str, task: Task) -> None:
+        """Tell the subscribers."""
+        for subscriber in tuple(self._subscribers):
+            subscriber(kind, task)
+
+    def job(self, work: Any) -> None:
+        """Run a coroutine beside; its failure is logged, never lost."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._jobs.add(task)
+        task.add_done_callback(self._job_done)
+
+    def _job_done(self, task: asyncio.Task[Any]) -> None:
+        self._jobs.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("An inner job failed", exc_info=task.exception())
+
+    def get(self, task_id: int) -> Task | None:
+        """One task, live or ended."""
+        return self.live.get(task_id) or self.storage.get(task_id)
+
+    # --- coming and going -----------------------------------------------------------------------
+
+    def load(self, tasks: Iterable[Task]) -> None:
+        """Take tasks over from the store, at start-up."""
+        for task in tasks:
+            self._index(task)
+
+    async def add(self, task: Task) -> None:
+        """Accept a task: on the disk when this returns. Raises StorageError; then there is no task."""
+        self._index(task)
+        self._count_waiting(task, 1)
+        try:
+            await self.writer.write([PutTask(task)], must=False)
+        except BaseException:
+            self._unindex(task)
+            raise
+        finally:
+            self._count_waiting(task, -1)
+        self.announce("added", task)
+        self.schedule()
+
+    def _count_waiting(self, task: Task, step: int) -> None:
+        self.waiting_of[task.owner_uid] = self.waiting_of.get(task.owner_uid, 0) + step
+
+    def adopt(self, task: Task) -> None:
+        """Take over a task that runs but that the store does not know (its database was lost)."""
+        self._index(task)
+        self.next_id = max(self.next_id, task.id + 1)
+        self.job(self._commit("added", task))
+
+    async def remove(self, task: Task) -> None:
+        """Forget an ended task. Raises StorageError."""
+        await self.writer.write([RemoveTask(task.id)], must=False)
+        self.announce("removed", task)
+        self.job(self.launcher.insist("forget", attempts=[], outputs=[task.id]))
+
+    def _index(self, task: Task) -> None:
+        self.live[task.id] = task
+        if task.spec.merge_key is not None:
+            self.merge_keys[task.owner_uid, task.spec.merge_key] = task.id
+        queue = task.spec.queue
+        if task.state is State.DELAYED:
+            self.scheduler.delay(task.id, queue, task.not_before or 0)
+        elif task.state is State.QUEUED:
+            self.scheduler.add(task.id, queue, task.spec.priority)
+        elif task.state in LIVE:
+            self.scheduler.occupy(task.id, queue)
+
+    def _unindex(self, task: Task) -> None:
+        self.live.pop(task.id, None)
+        self.scheduler.forget(task.id, task.spec.queue)
+        if task.spec.merge_key is not None and self.merge_keys.get((task.owner_uid, task.spec.merge_key)) == task.id:
+            del self.merge_keys[task.owner_uid, task.spec.merge_key]
+
+    # --- changes --------------------------------------------------------------------------------
+
+    async def change(self, task_id: int, event: Event, *more: Operation, before: Task | None = None) -> Task:
+        """One event. Committed when this returns, announced after that. Raises IllegalTransition, KeyError.
+
+        ``before``: for a task that has ended, and so is not among the live ones.
+        """
+        task = before if before is not None else self.live[task_id]
+        after = transition(task, event)
+        if after.state is not task.state or before is not None:
+            self._unindex(task)
+            if after.state not in ENDED:
+                self._index(after)
+        else:
+            self.live[task_id] = after
+        self._unsaved.discard(task_id)
+        kind = "finished" if after.state in ENDED else "changed"
+        await self._commit(kind, after, *more)
+        self.schedule()
+        return after
+
+    async def _commit(self, kind: str, task: Task, *more: Operation) -> None:
+        await self.writer.write([PutTask(task), *more], must=True)
+        self.announce(kind, task)
+
+    def report(self, task_id: int, event: Reported) -> Task:
+        """Progress: announced at once, on the disk within a second or with the next change of state."""
+        after = transition(self.live[task_id], event)
+        self.live[task_id] = after
+        self._unsaved.add(task_id)
+        if self._saver is None:
+            loop = asyncio.get_running_loop()
+            self._saver = loop.call_later(PROGRESS_COMMIT_SECONDS, self._save_progress)
+        self.announce("changed", after)
+        return after
+
+    def flush_progress(self) -> None:
+        """Write what has not been written yet, now."""
+        if self._saver is not None:
+            self._saver.cancel()
+            self._save_progress()
+
+    def _save_progress(self) -> None:
+        self._saver = None
+        operations = [PutTask(self.live[one]) for one in self._unsaved if one in self.live]
+        self._unsaved.clear()
+        if operations:
+            self.writer.write(operations, must=True)
+
+    # --- the scheduler --------------------------------------------------------------------------
+
+    def schedule(self) -> None:
+        """Start what may start; set the clock for what is delayed."""
+        for task_id in self.scheduler.due(now_usec()):
+            self.job(self.change(task_id, Due(now_usec())))
+        for task_id in list(self.scheduler.take()):
+            self.job(self._start(task_id))
+        due = self.scheduler.next_due()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if due is not None:
+            wait = min(max(0.0, (due - now_usec()) / 1e6), 3600.0)
+            self._timer = asyncio.get_running_loop().call_later(wait, self.schedule)
+
+    async def _start(self, task_id: int) -> None:
+        task = await self.change(task_id, Picked(now_usec(), self.boot_id))
+        await self.launch(task)
+
+    async def launch(self, task: Task) -> None:
+        """Ask the launcher for the task's present attempt; may be asked again."""
+        spec = task.spec
+        try:
+            await self.launcher.insist(
+                "launch",
+                id=task.id,
+                attempt=task.attempt,
+                name=spec.name,
+                kind=spec.kind,
+                queue=spec.queue,
+                uid=task.uid,
+                user=task.user,
+                owner_uid=task.owner_uid,
+                argv=list(spec.argv),
+                env=dict(spec.env),
+                cwd=spec.cwd,
+                properties=dict(spec.properties),
+                timeout_usec=spec.timeout_usec,
+                stall_timeout_usec=spec.stall_timeout_usec,
+                stop_timeout_usec=self.stop_timeout(task),
+                output_cap=self.config.output_cap,
+                journal_burst=self.config.journal_burst,
+            )
+        except LauncherError as error:
+            now = self.live.get(task.id)
+            if now is None or (now.state, now.attempt) != (State.STARTING, task.attempt):
+                return
+            if error.name == "AlreadyLaunched":
+                self.on_stuck(task.id, task.attempt)
+            else:
+                await self.change(task.id, CouldNotStart(now_usec(), str(error)))
+
+    def stop_timeout(self, task: Task) -> int:
+        """Microseconds between SIGTERM and SIGKILL."""
+        given = task.spec.stop_timeout_usec
+        return self.config.stop_timeout_usec if given is None else given
+
+    async def put_back(self, task: Task) -> None:
+        """The attempt never began: it is launched anew, when its turn comes."""
+        await self.change(task.id, PutBack(now_usec()))
+
+    # --- stopping -------------------------------------------------------------------------------
+
+    async def stop(self, task_id: int, reason: StopReason, kill: bool = False) -> Task:
+        """End a task: the wish is on the disk first, then systemd is told. Raises IllegalTransition."""
+        before = self.live[task_id]
+        task = await self.change(task_id, StopAsked(now_usec(), reason))
+        if before.state in (State.RUNNING, State.PAUSED):
+            if kill:
+                self.job(self.tell_unit("kill", task, signal=9, whom="all"))
+            else:
+                self.job(self.tell_unit("stop", task, stop_timeout_usec=self.stop_timeout(task)))
+        return task
+
+    async def tell_unit(self, op: str, task: Task, **parameters: Any) -> None:
+        """An operation on the task's unit. One that is gone already needs no stopping."""
+        try:
+            await self.launcher.insist(op, id=task.id, attempt=task.attempt, **parameters)
+        except LauncherError as error:
+            if error.name != "NoSuchUnit":
+                log.warning("Task %d: the launcher could not %s it: %s", task.id, op, error)
+
+    async def ended(self, task_id: int, attempt: int, exited: Exited, last: Reported | None) -> None:
+        """The attempt's end: committed, then its record is forgotten."""
+        task = self.live.get(task_id)
+        if task is not None and task.attempt == attempt and task.state in LIVE:
+            if last is not None:
+                self.live[task_id] = transition(task, last)
+            await self.change(task_id, exited)
+        await self.launcher.insist("forget", attempts=[[task_id, attempt]], outputs=[])
+
+    async def vanished(self, task: Task, other_boot: bool) -> None:
+        """The attempt's supervisor is gone without a word: what may be left of the task is stopped."""
+        result = Result.INTERRUPTED if other_boot else Result.LOST
+        if not other_boot:
+            log.warning("Task %d: its supervisor was killed; nobody can know how it ended", task.id)
+            self.job(self.tell_unit("kill", task, signal=9, whom="all"))
+        await self.ended(task.id, task.attempt, Exited(now_usec(), result), None)
+
+    def queue_limits(self) -> Sequence[tuple[str, dict[str, str]]]:
+        """The queues' resource properties, for their slices."""
+        return [(name, dict(one.properties)) for name, one in self.config.queues.items() if one.properties]

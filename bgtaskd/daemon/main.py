@@ -1,0 +1,281 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""bgtaskd: the brain. Puts the parts together, and speaks with systemd about itself."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import gc
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import sdnotify
+
+import bgtaskd
+from bgtaskd.config import CONF_D, PATH, Config, ConfigErrors, load_config
+from bgtaskd.daemon import retention
+from bgtaskd.daemon.api import Api
+from bgtaskd.daemon.engine import Engine
+from bgtaskd.daemon.launcher_link import LauncherError, LauncherLink
+from bgtaskd.daemon.policy import Policy
+from bgtaskd.daemon.supervisors import Supervisors
+from bgtaskd.protocol.server import Limits, Server
+from bgtaskd.storage.interface import Storage, StorageError
+from bgtaskd.storage.memory import MemoryStorage
+from bgtaskd.storage.sqlite import open_storage
+
+log = logging.getLogger("bgtaskd")
+
+FIRST_FD = 3
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where things are, in this way of running."""
+
+    mode: str
+    state: Path
+    run: Path
+    database: Path
+    control: Path
+    config: str
+    conf_d: str
+
+
+def main() -> None:
+    """Entry point of bgtaskd."""
+    arguments = _parser().parse_args()
+    logging.basicConfig(level=logging.INFO, format=_Format.pick(), stream=sys.stderr)
+    places = _places(arguments)
+    try:
+        config = load_config(places.config, places.conf_d)
+    except ConfigErrors as errors:
+        for one in errors.errors:
+            print(f"bgtaskd: {one}", file=sys.stderr)
+        sys.exit(1)
+    try:
+        asyncio.run(Daemon(places, config).run())
+    except (StorageError, OSError) as error:
+        print(f"bgtaskd: cannot start: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="bgtaskd", description="Runs background tasks, each in a scope of its own.")
+    parser.add_argument("--launcher", choices=("scope", "process"), default="scope", help="how tasks are launched")
+    parser.add_argument("--user", action="store_true", help="serve one user, through systemd --user")
+    parser.add_argument("--state", type=Path, help="where everything is kept (default: /var/lib/bgtaskd)")
+    parser.add_argument("--socket", type=Path, help="where to listen, unless systemd does")
+    parser.add_argument("--config", help=f"the configuration (default: {PATH})")
+    parser.add_argument("--version", action="version", version=f"bgtaskd {bgtaskd.__version__}")
+    return parser
+
+
+def _places(arguments: argparse.Namespace) -> Places:
+    if arguments.launcher == "process":
+        state = (arguments.state or Path.home() / ".local/state/bgtaskd").absolute()
+        run, database, mode = state / "run", state / "state.db", "process"
+        config, conf_d = str(state / "bgtaskd.yaml"), str(state / "conf.d")
+    elif arguments.user:
+        state = arguments.state or Path(os.environ.get("XDG_STATE_HOME", Path.home() / ".local/state")) / "bgtaskd"
+        run, database, mode = Path(os.environ["XDG_RUNTIME_DIR"]) / "bgtaskd", state / "state.db", "user"
+        home = Path(os.environ.get("XDG_CONFIG_HOME", Path.home() / ".config")) / "bgtaskd"
+        config, conf_d = str(home / "bgtaskd.yaml"), str(home / "conf.d")
+    else:
+        state = arguments.state or Path("/var/lib/bgtaskd")
+        run, database, mode = Path("/run/bgtaskd"), state / "state/state.db", "scope"
+        config, conf_d = PATH, CONF_D
+    control = arguments.socket or run / "control.sock"
+    return Places(mode, state, run, database, control, arguments.config or config, conf_d)
+
+
+class _Format:
+    """Priorities for the journal, where the journal reads stderr; plain text elsewhere."""
+
+    @staticmethod
+    def pick() -> str:
+        if "JOURNAL_STREAM" not in os.environ:
+            return "bgtaskd: %(levelname)s: %(message)s"
+        for level, priority in ((logging.DEBUG, 7), (logging.INFO, 6), (logging.WARNING, 4), (logging.ERROR, 3)):
+            logging.addLevelName(level, f"<{priority}>")
+        return "%(levelname)s%(message)s"
+
+
+class Daemon:
+    """All parts, for one run."""
+
+    def __init__(self, places: Places, config: Config) -> None:
+        self._places = places
+        self._config = config
+        self._notifier = sdnotify.SystemdNotifier()
+        self._stopping = asyncio.Event()
+        self._tasks: list[asyncio.Task[Any]] = []
+        self._launcher_process: subprocess.Popen[bytes] | None = None
+
+    async def run(self) -> None:
+        """Start up, serve, and stop in good order."""
+        places = self._places
+        sockets = _sockets(places)
+        storage, aside = self._open_storage()
+        boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        link = LauncherLink(str(places.run / "launcher.sock"), self._launcher_connected)
+        self._engine = Engine(self._config, storage, link, boot_id)
+        own_uid = None if places.mode == "scope" else os.getuid()
+        self._supervisors = Supervisors(self._engine, str(places.state / "exits"), os.getuid())
+        self._api = Api(self._engine, self._supervisors, Policy(self._config.policy, own_uid=own_uid), places.mode)
+        self._api.tasks_dir = str(places.state / "tasks")
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stopping.set)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
+        if places.mode == "process":
+            self._start_launcher()
+        self._background(link.run())
+        if aside is not None:
+            await self._after_corruption(link, storage, aside)
+        await self._supervisors.serve(sockets["supervisors"])
+        self._engine.load(storage.unended())
+        self._supervisors.recover()
+        limits = Limits(self._config.connections_per_user, self._config.requests_per_user)
+        self._server = Server(self._api.handlers(), limits)
+        await self._server.serve(sockets["control"])
+        self._start_bus()
+        self._background(retention.run(self._engine))
+        self._background(self._watchdog())
+        self._engine.schedule()
+        gc.freeze()
+        self._notifier.notify(f"READY=1\nSTATUS=Serving {len(self._config.queues)} queues")
+        await self._stopping.wait()
+        await self._stop(storage)
+
+    def _background(self, work: Any) -> None:
+        self._tasks.append(asyncio.get_running_loop().create_task(work))
+
+    def _open_storage(self) -> tuple[Storage, Path | None]:
+        if self._config.storage == "memory":
+            return MemoryStorage(), None
+        self._places.database.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return open_storage(self._places.database)
+
+    async def _after_corruption(self, link: LauncherLink, storage: Storage, aside: Path) -> None:
+        log.critical("The database was corrupt. It is kept as %s; a fresh one was made.", aside)
+        highest = (await link.insist("highest"))["id"]
+        storage.raise_next_task_id(highest + 1)
+        self._engine.next_id = storage.next_task_id()
+
+    def _launcher_connected(self) -> None:
+        for queue, properties in self._engine.queue_limits():
+            self._engine.job(self._limit(queue, properties))
+
+    async def _limit(self, queue: str, properties: dict[str, str]) -> None:
+        try:
+            await self._engine.launcher.insist("slice", queue=queue, properties=properties)
+        except LauncherError as error:
+            log.warning("Queue %s: its limits could not be set: %s", queue, error)
+
+    def _start_launcher(self) -> None:
+        places = self._places
+        argv = [sys.executable, "-m", "bgtaskd.launcher.main", "--mode=process"]
+        argv += [f"--state={places.state}", f"--run={places.run}"]
+        root = str(Path(bgtaskd.__file__).parent.parent)
+        env = {key: value for key, value in os.environ.items() if key not in ("NOTIFY_SOCKET", "LISTEN_FDS")}
+        path = os.pathsep.join(filter(None, (root, env.get("PYTHONPATH"))))
+        self._launcher_process = subprocess.Popen(argv, env={**env, "PYTHONPATH": path}, stdin=subprocess.DEVNULL)
+
+    def _start_bus(self) -> None:
+        if self._places.mode == "process":
+            return
+        from bgtaskd.daemon.bus import Bus, bus_type_for
+
+        bus_type = bus_type_for(self._places.mode == "user")
+        if bus_type is not None:
+            self._background(Bus(self._api, bus_type).run())
+
+    def _reload(self) -> None:
+        usec = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+        self._notifier.notify(f"RELOADING=1\nMONOTONIC_USEC={usec}")
+        try:
+            config = load_config(self._places.config, self._places.conf_d)
+        except ConfigErrors as errors:
+            for one in errors.errors:
+                log.error("%s", one)
+            self._notifier.notify("READY=1\nSTATUS=Kept the old configuration: the new one has mistakes")
+            return
+        self._config = config
+        self._engine.configure(config)
+        own_uid = None if self._places.mode == "scope" else os.getuid()
+        self._api.policy = Policy(config.policy, own_uid=own_uid)
+        self._server.limits = Limits(config.connections_per_user, config.requests_per_user)
+        self._launcher_connected()
+        self._engine.schedule()
+        log.info("Reloaded the configuration")
+        self._notifier.notify(f"READY=1\nSTATUS=Serving {len(config.queues)} queues")
+
+    async def _watchdog(self) -> None:
+        usec = int(os.environ.get("WATCHDOG_USEC", "0"))
+        while usec:
+            self._notifier.notify("WATCHDOG=1")
+            await asyncio.sleep(usec / 2e6)
+
+    async def _stop(self, storage: Storage) -> None:
+        self._notifier.notify("STOPPING=1")
+        await self._server.close()
+        self._engine.flush_progress()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._engine.writer.drain(), 5)
+        for task in self._tasks:
+            task.cancel()
+        if self._launcher_process is not None:
+            self._launcher_process.terminate()
+        self._engine.writer.close()
+        storage.close()
+
+
+def _sockets(places: Places) -> dict[str, socket.socket]:
+    """The listening sockets: systemd's, by name, or our own."""
+    names = os.environ.get("LISTEN_FDNAMES", "").split(":")
+    given = {}
+    if os.environ.get("LISTEN_PID") == str(os.getpid()):
+        for number, name in enumerate(names[: int(os.environ.get("LISTEN_FDS", "0"))]):
+            given[name] = socket.socket(fileno=FIRST_FD + number)
+            os.set_inheritable(FIRST_FD + number, False)
+    for name, path in (("control", places.control), ("supervisors", places.run / "supervisors.sock")):
+        if name not in given:
+            given[name] = _listen(path)
+    for sock in given.values():
+        sock.setblocking(False)
+    return given
+
+
+def _listen(path: Path) -> socket.socket:
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    probe = socket.socket(socket.AF_UNIX)
+    try:
+        probe.connect(str(path))
+    except OSError:
+        path.unlink(missing_ok=True)
+    else:
+        raise OSError(f"another bgtaskd serves {path} already")
+    finally:
+        probe.close()
+    sock = socket.socket(socket.AF_UNIX)
+    before = os.umask(0o177)
+    try:
+        sock.bind(str(path))
+    finally:
+        os.umask(before)
+    sock.listen(4096)
+    return sock
+
+
+if __name__ == "__main__":
+    main()
