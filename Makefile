@@ -88,11 +88,12 @@ deb: packages dist/.done
 dist/.done: $(SOURCES)
 	$(call step,building the packages)
 	@exec 9<Makefile; flock 9; \
-	rm -rf build/deb dist; mkdir -p build/deb/source dist; \
+	rm -rf build/deb; mkdir -p build/deb/source; \
 	tar --create --exclude-vcs --exclude=./build --exclude=./dist --exclude=./.venv \
 	    --exclude='.*_cache' --exclude=__pycache__ . | tar --extract --directory build/deb/source; \
 	(cd build/deb/source && dpkg-buildpackage --unsigned-source --unsigned-changes --build=binary) \
 	    >build/deb/log 2>&1 || { cat build/deb/log >&2; exit 1; }; \
+	rm -rf dist; mkdir dist; \
 	mv build/deb/*.{deb,changes,buildinfo} dist/; \
 	touch $@
 	$(call step,built $$(cd dist && echo *.deb))

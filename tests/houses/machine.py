@@ -284,5 +284,5 @@ class Machine(ABC):
 
 def _owned_by_root(member: tarfile.TarInfo) -> tarfile.TarInfo:
     member.uid = member.gid = 0
-    member.uname = member.gname = "root"
+    member.uname = member.gname = ""
     return member

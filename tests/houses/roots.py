@@ -140,25 +140,27 @@ def vm_image(release: int) -> Image:
 def apt_sources(codename: str) -> str:
     """The host's own Debian archives, as apt itself reads them, turned to another release."""
     host = platform.freedesktop_os_release()["VERSION_CODENAME"]
-    listed = subprocess.run(
-        ["apt-get", "indextargets", "--format"]
-        + ["$(REPO_URI) $(RELEASE) $(CODENAME) $(COMPONENT) $(ORIGIN)", "Created-By: Packages"],
-        check=True,
-        capture_output=True,
-        text=True,
-    )
+    targets = _apt_targets()
+    if not targets:  # apt tells of what it once downloaded only
+        subprocess.run(["apt-get", "update", "--quiet=2"])
+        targets = _apt_targets()
     lines = []
-    for line in listed.stdout.splitlines():
-        uri, release, found, component, origin = line.split(maxsplit=4)
-        if found.startswith("$"):  # the index was never downloaded
-            found, origin = release, "Debian"
+    for uri, found, component, origin in targets:
         base, _, pocket = found.partition("-")
-        if base == host and component == "main" and origin in ("Debian", "$(ORIGIN)"):
+        if (base, component, origin) == (host, "main", "Debian"):
             suite = f"{codename}-{pocket}" if pocket else codename
             lines.append(f"deb [signed-by={KEYRING}] {uri} {suite} main\n")
     if not any(f" {codename} main" in line for line in lines):
         raise RuntimeError(f"cannot find a Debian {host} archive in the host's apt sources")
     return "".join(dict.fromkeys(lines))
+
+
+def _apt_targets() -> list[list[str]]:
+    """Address, codename, component and origin of each package index that apt has."""
+    fields = "$(REPO_URI)|$(CODENAME)|$(COMPONENT)|$(ORIGIN)"
+    argv = ["apt-get", "indextargets", "--format", fields, "Created-By: Packages"]
+    listed = subprocess.run(argv, check=True, stdout=subprocess.PIPE, text=True)
+    return [line.split("|") for line in listed.stdout.splitlines() if line]
 
 
 @contextlib.contextmanager
