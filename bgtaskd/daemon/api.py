@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-import fnmatch
-import os
+import contextlib
 import signal
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
@@ -101,15 +100,13 @@ class Api:
         except LauncherError as error:
             raise LauncherFailed(reason=str(error)) from None
 
-    async def call(self, peer: Peer, method: str, parameters: Mapping[str, Any]) -> Reply:
-        """The same operations for another door (D-Bus). Only those with one reply."""
-        result = self.handlers()[method](Call(method, parameters, peer, False))
-        assert not isinstance(result, AsyncGenerator)
-        return await result
-
-    def list(self, peer: Peer) -> list[Task]:
-        """The live tasks that the caller may see, oldest first."""
-        return [task for _, task in sorted(self.engine.live.items()) if self.policy.may_see(peer, task)]
+    async def call(self, peer: Peer, operation: str, parameters: Mapping[str, Any]) -> Reply:
+        """The same operations for another door (D-Bus): the first reply, where there are several."""
+        result = self.handlers()[operation](Call(operation, parameters, peer, False))
+        if not isinstance(result, AsyncGenerator):
+            return await result
+        async with contextlib.aclosing(result):
+            return (await anext(result))[0]
 
     def task(self, call: Call, access: Access, task_id: int | None = None) -> Task:
         """The task a call is about. Raises NoSuchTask, PermissionDenied."""

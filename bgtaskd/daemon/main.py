@@ -16,7 +16,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import sdnotify
 
@@ -32,6 +32,9 @@ from bgtaskd.protocol.server import Limits, Server
 from bgtaskd.storage.interface import Storage, StorageError
 from bgtaskd.storage.memory import MemoryStorage
 from bgtaskd.storage.sqlite import open_storage
+
+if TYPE_CHECKING:
+    from bgtaskd.daemon.bus import Bus
 
 log = logging.getLogger("bgtaskd")
 
@@ -119,6 +122,7 @@ class Daemon:
         self._notifier = sdnotify.SystemdNotifier()
         self._stopping = asyncio.Event()
         self._tasks: list[asyncio.Task[Any]] = []
+        self._bus: Bus | None = None
         self._launcher_process: subprocess.Popen[bytes] | None = None
 
     async def run(self) -> None:
@@ -148,7 +152,7 @@ class Daemon:
         limits = Limits(self._config.connections_per_user, self._config.requests_per_user)
         self._server = Server(self._api.handlers(), limits)
         await self._server.serve(sockets["control"])
-        self._start_bus()
+        await self._start_bus()
         self._background(retention.run(self._engine))
         self._background(self._watchdog())
         self._engine.schedule()
@@ -191,14 +195,19 @@ class Daemon:
         path = os.pathsep.join(filter(None, (root, env.get("PYTHONPATH"))))
         self._launcher_process = subprocess.Popen(argv, env={**env, "PYTHONPATH": path}, stdin=subprocess.DEVNULL)
 
-    def _start_bus(self) -> None:
+    async def _start_bus(self) -> None:
         if self._places.mode == "process":
             return
-        from bgtaskd.daemon.bus import Bus, bus_type_for
+        from bgtaskd.daemon.bus import Bus
 
-        bus_type = bus_type_for(self._places.mode == "user")
-        if bus_type is not None:
-            self._background(Bus(self._api, bus_type).run())
+        self._bus = bus = Bus(self._api, user=self._places.mode == "user")
+        self._engine.subscribe(bus.announce)
+        self._engine.signal_subscribers.append(
+            lambda task, message: bus.announce(
+                "signaled", task, {"name": message.name, "payload": message.payload}
+            )
+        )
+        await bus.start()
 
     def _reload(self) -> None:
         usec = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
@@ -229,6 +238,8 @@ class Daemon:
     async def _stop(self, storage: Storage) -> None:
         self._notifier.notify("STOPPING=1")
         await self._server.close()
+        if self._bus is not None:
+            await self._bus.stop()
         self._engine.flush_progress()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._engine.writer.drain(), 5)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import socket
 import struct
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final
 
@@ -19,7 +20,7 @@ class Peer:
     uid: int = NOBODY
     gid: int = NOBODY
     pid: int = 0
-    groups: frozenset[int] = frozenset()
+    groups: Collection[int] = frozenset()
 
 
 def peer_of(sock: socket.socket) -> Peer:
