@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""bgtaskctl: the verbs and manners of systemctl, for background tasks. See bgtaskctl(1)."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import bgtaskd
+from bgtaskd import errors
+from bgtaskd.cli import verbs
+from bgtaskd.cli.render import escaped
+from bgtaskd.properties import parse_timespan
+
+DONE, FAILED, USAGE, NOT_REACHABLE, NO_SUCH_TASK, NOT_ALLOWED = range(6)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point. The exit status is described in bgtaskctl(1)."""
+    arguments = parser().parse_args(argv)
+    try:
+        status = int(arguments.verb(arguments) or DONE)
+        sys.stdout.flush()
+        return status
+    except errors.NotReachable as error:
+        hint = ""
+        if "Permission denied" in str(error):
+            return _fail(NOT_ALLOWED, f"{error}\nOnly members of group bgtask may run tasks: adduser USER bgtask")
+        if error.path == "/run/bgtaskd/control.sock":
+            hint = "\nIs it running? systemctl status bgtaskd.socket"
+        return _fail(NOT_REACHABLE, f"{error}{hint}")
+    except errors.NoSuchTask as error:
+        return _fail(NO_SUCH_TASK, str(error))
+    except errors.PermissionDenied as error:
+        return _fail(NOT_ALLOWED, str(error))
+    except (errors.BgtaskdError, verbs.Problem) as error:
+        return _fail(FAILED, str(error))
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return DONE
+
+
+def _fail(status: int, text: str) -> int:
+    first, _, hint = text.partition("\n")
+    print(f"bgtaskctl: {escaped(first)}", file=sys.stderr)
+    if hint:
+        print(escaped(hint), file=sys.stderr)
+    return status
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        print(f"bgtaskctl: {escaped(message)}\nTry 'bgtaskctl --help', or man bgtaskctl.", file=sys.stderr)
+        sys.exit(USAGE)
+
+
+def _span(text: str) -> float:
+    try:
+        return parse_timespan(text) / 1e6
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
+    return name, value
+
+
+def _env(text: str) -> tuple[str, str]:
+    return _pair(text) if "=" in text else (text, os.environ.get(text, ""))
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"not JSON: {error}") from None
+
+
+def parser() -> argparse.ArgumentParser:
+    """All verbs and their options."""
+    top = _Parser(prog="bgtaskctl", description="Run background tasks, and steer them.", allow_abbrev=False)
+    top.add_argument("--version", action="version", version=f"bgtaskctl {bgtaskd.__version__}")
+    top.add_argument("--socket", help="where the daemon listens (default: $BGTASKD_SOCKET, or the system's)")
+    every = argparse.ArgumentParser(add_help=False)
+    every.add_argument("-o", "--output", choices=("text", "json"), default="text", help="how to print")
+    every.add_argument("-q", "--quiet", action="store_true", help="print no more than was asked for")
+    every.add_argument("--no-pager", action="store_true", help="do not pipe long output into a pager")
+    every.add_argument("--no-legend", action="store_true", help="print no column heads and hints")
+    add = top.add_subparsers(metavar="VERB", required=True, parser_class=_Parser)
+
+    def verb(name: str, function: Callable[[argparse.Namespace], int | None], text: str, ids: str = "") -> Any:
+        one = add.add_parser(name, help=text, description=text, parents=[every], allow_abbrev=False)
+        one.set_defaults(verb=function)
+        if ids:
+            one.add_argument("ids", metavar="ID", type=int, nargs=ids)
+        return one
+
+    _add_run(verb("run", verbs.run, "Run a command as a background task; prints its id"))
+    one = verb("list", verbs.list_, "List tasks: those that have not ended, and the last ten that have")
+    one.add_argument("-a", "--all", action="store_true", help="all tasks")
+    one.add_argument("-n", "--lines", type=int, help="so many at the most")
+    one.add_argument("--state", action="append", help="only tasks in this state")
+    one.add_argument("--queue")
+    one.add_argument("--name", help="a shell pattern")
+    one.add_argument("--user")
+    verb("status", verbs.status, "Show tasks; without an id, the daemon", "*")
+    one = verb("show", verbs.show, "Print a task's properties, for programs", "+")
+    one.add_argument("-p", "--property", action="append", help="only this one")
+    one = verb("output", verbs.output, "Print what a task printed, byte for byte", "+")
+    one.add_argument("-f", "--follow", action="store_true", help="go on until it has ended")
+    one.add_argument("--attempt", type=int, help="of this attempt (default: the last)")
+    one = verb("logs", verbs.logs, "Show a task's journal; further options go to journalctl", "+")
+    one.add_argument("options", nargs=argparse.REMAINDER, help="after --")
+    one = verb("wait", verbs.wait, "Wait until tasks have ended; fails unless all succeeded", "+")
+    one.add_argument("--timeout", type=_span, help="give up after this time span")
+    verb("stop", verbs.stop, "End tasks: SIGTERM, and SIGKILL after their stop timeout", "+")
+    one = verb("kill", verbs.kill, "Send a Unix signal to tasks' processes", "+")
+    one.add_argument("-s", "--signal", default="SIGKILL")
+    one.add_argument("--kill-whom", choices=("all", "main"), default="all")
+    verb("pause", verbs.pause, "Freeze tasks", "+")
+    verb("resume", verbs.resume, "Thaw tasks", "+")
+    verb("retry", verbs.retry, "Run ended tasks again", "+")
+    verb("rm", verbs.remove, "Forget ended tasks and their output", "+")
+    one = verb("signal", verbs.signal, "Leave a message in a task's mailbox")
+    one.add_argument("id", metavar="ID", type=int)
+    one.add_argument("name", metavar="NAME")
+    one.add_argument("payload", metavar="JSON", type=_json, nargs="?")
+    one = verb("signals", verbs.signals, "Show a task's mailbox")
+    one.add_argument("id", metavar="ID", type=int, nargs="?", default=os.environ.get("BGTASK_ID"))
+    one.add_argument("--clear", action="store_true", help="and clear it")
+    one = verb("config", verbs.config, "Show, or replace, the configuration a task sees")
+    one.add_argument("id", metavar="ID", type=int)
+    one.add_argument("value", metavar="JSON", type=_json, nargs="?")
+    one = verb("update", verbs.update, "Report progress; inside a task, of this task")
+    one.add_argument("--id", type=int, default=os.environ.get("BGTASK_ID"))
+    one.add_argument("--progress", type=float, metavar="PERCENT")
+    one.add_argument("--finished", type=int)
+    one.add_argument("--total", type=int)
+    one.add_argument("--rewind", action="store_true", help="let the percentage go back")
+    one.add_argument("message", nargs="?")
+    one = verb("queues", verbs.queues, "List queues; pause or resume one")
+    one.add_argument("action", choices=("list", "pause", "resume"), nargs="?", default="list")
+    one.add_argument("queue", nargs="?")
+    verb("monitor", verbs.monitor, "Show changes as they happen")
+    one = verb("check-config", verbs.check_config, "Check the configuration files")
+    one.add_argument("--config", default="/etc/bgtaskd.yaml")
+    one.add_argument("--conf-d", default="/etc/bgtaskd/conf.d")
+    return top
+
+
+def _add_run(one: argparse.ArgumentParser) -> None:
+    one.add_argument("command", metavar="COMMAND", nargs=argparse.REMAINDER, help="after --")
+    one.add_argument("-w", "--wait", action="store_true", help="wait, and exit with its status")
+    one.add_argument("-f", "--follow", action="store_true", help="show its output and progress until it has ended")
+    one.add_argument("--name")
+    one.add_argument("--queue")
+    one.add_argument("--priority", type=int, help="-1000 to 1000; higher first")
+    one.add_argument("--delay", type=_span, metavar="SPAN", help="not before so long from now: 5min")
+    one.add_argument("--timeout", type=_span, metavar="SPAN", help="stop it after so long")
+    one.add_argument("--stall-timeout", type=_span, metavar="SPAN", help="stop it when it reports nothing for so long")
+    one.add_argument("--stop-timeout", type=_span, metavar="SPAN", help="from SIGTERM to SIGKILL")
+    one.add_argument("--retries", type=int, help="try again so often when it fails")
+    one.add_argument("--retry-delay", type=_span, metavar="SPAN", help="before the first retry; doubled each time")
+    one.add_argument("--retry-on", action="append", metavar="RESULT", help="try again only after this result")
+    one.add_argument("--user", help="run as this user (where the policy allows)")
+    one.add_argument("-d", "--cwd", metavar="DIR")
+    one.add_argument("-E", "--setenv", action="append", type=_env, default=[], metavar="NAME[=VALUE]")
+    one.add_argument("-p", "--property", action="append", type=_pair, default=[], metavar="NAME=VALUE")
+    one.add_argument("--merge-key", metavar="KEY", help="use a task with this key that has not ended")
+    one.add_argument("--settings", type=_json, metavar="JSON")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

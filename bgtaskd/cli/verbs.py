@@ -1,0 +1,378 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What each verb of bgtaskctl does."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import signal as unix_signal
+import subprocess
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from bgtaskd.cli import show as text
+from bgtaskd.cli.render import escaped
+from bgtaskd.client.blocking import Client
+from bgtaskd.client.task import TaskInfo
+from bgtaskd.errors import BgtaskdError
+from bgtaskd.model import scope_name
+
+LAST_ENDED = 10
+ENDED = ("finished", "failed", "stopped")
+LIVE = ("delayed", "queued", "running", "paused")
+
+
+class Problem(Exception):
+    """A verb cannot do what was asked; the text says why."""
+
+
+def client(arguments: Namespace) -> Client:
+    """The connection, not yet made."""
+    return Client(arguments.socket)
+
+
+def columns() -> int:
+    """The terminal's width."""
+    return shutil.get_terminal_size((80, 24)).columns
+
+
+def colours() -> bool:
+    """Only on a terminal, unless the environment says otherwise."""
+    wish = os.environ.get("SYSTEMD_COLORS", "")
+    if wish:
+        return wish not in ("0", "false", "no")
+    return sys.stdout.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+
+
+def print_lines(lines: Sequence[str], arguments: Namespace) -> None:
+    """Print; longer than the terminal is high, through the pager."""
+    height = shutil.get_terminal_size((80, 24)).lines
+    pager = os.environ.get("SYSTEMD_PAGER", os.environ.get("PAGER", "less"))
+    if arguments.no_pager or not sys.stdout.isatty() or len(lines) < height or pager in ("", "cat"):
+        sys.stdout.write("".join(f"{one}\n" for one in lines))
+        return
+    env = {"LESS": "FRSXMK", **os.environ}
+    with subprocess.Popen(pager, shell=True, stdin=subprocess.PIPE, env=env, text=True) as process:  # noqa: S602
+        process.communicate("".join(f"{one}\n" for one in lines))
+
+
+def print_json(value: Any) -> None:
+    """One JSON value."""
+    print(json.dumps(value, indent=None if not sys.stdout.isatty() else 2, ensure_ascii=True))
+
+
+def as_json(task: TaskInfo) -> dict[str, Any]:
+    """A task's plain values."""
+    return dataclasses.asdict(task)
+
+
+# --- starting ----------------------------------------------------------------------------------------
+
+
+def run(arguments: Namespace) -> int:
+    """bgtaskctl run."""
+    command = arguments.command[1:] if arguments.command[:1] == ["--"] else arguments.command
+    if not command:
+        raise Problem("run what? bgtaskctl run [options] -- COMMAND…")
+    with client(arguments) as one:
+        task_id = one.start(
+            command,
+            name=arguments.name,
+            user=arguments.user,
+            cwd=os.path.abspath(arguments.cwd) if arguments.cwd else None,
+            env=dict(arguments.setenv) or None,
+            queue=arguments.queue,
+            priority=arguments.priority,
+            delay=arguments.delay,
+            timeout=arguments.timeout,
+            stall_timeout=arguments.stall_timeout,
+            stop_timeout=arguments.stop_timeout,
+            retries=arguments.retries,
+            retry_delay=arguments.retry_delay,
+            retry_on=arguments.retry_on,
+            properties=dict(arguments.property) or None,
+            merge_key=arguments.merge_key,
+            settings=arguments.settings,
+        )
+        if arguments.follow:
+            from bgtaskd.cli.follow import follow
+
+            return exit_status(follow(one, task_id, arguments.quiet))
+        if arguments.wait:
+            return exit_status(one.wait(task_id))
+        print_json({"id": task_id}) if arguments.output == "json" else print(task_id)
+        return 0
+
+
+def exit_status(task: TaskInfo) -> int:
+    """The task's own status; 128 + n for a signal; 1 where it did not end by itself."""
+    if task.exit_status is not None and task.state != "stopped":
+        return task.exit_status if task.result in ("success", "exit-code") else max(1, task.exit_status)
+    if task.signal is not None:
+        return 128 + unix_signal.Signals[task.signal].value
+    if task.error:
+        print(f"bgtaskctl: task {task.id}: {escaped(task.error)}", file=sys.stderr)
+    return 0 if task.result == "success" else 1
+
+
+# --- looking -----------------------------------------------------------------------------------------
+
+
+def list_(arguments: Namespace) -> None:
+    """bgtaskctl list."""
+    only = {"queue": arguments.queue, "name": arguments.name, "user": arguments.user}
+    with client(arguments) as one:
+        if arguments.all or arguments.state:
+            tasks = list_all(one, arguments.state, arguments.lines, only)
+        else:
+            tasks = list_all(one, LIVE, arguments.lines, only)
+            tasks += one.list(states=ENDED, limit=LAST_ENDED, **only)
+            tasks = sorted(tasks, key=lambda task: task.id, reverse=True)[: arguments.lines]
+    if arguments.output == "json":
+        print_json([as_json(task) for task in tasks])
+        return
+    lines = text.task_table(tasks, columns(), colours(), not arguments.no_legend)
+    if not tasks and not arguments.no_legend:
+        lines = ["No tasks."]
+    print_lines(lines, arguments)
+
+
+def list_all(one: Client, states: Sequence[str] | None, most: int | None, only: dict[str, Any]) -> list[TaskInfo]:
+    """All that match, a thousand at a time."""
+    tasks: list[TaskInfo] = []
+    before = None
+    while most is None or len(tasks) < most:
+        limit = 1000 if most is None else min(1000, most - len(tasks))
+        chunk = one.list(states=states, before=before, limit=limit, **only)
+        tasks += chunk
+        if len(chunk) < limit:
+            break
+        before = chunk[-1].id
+    return tasks
+
+
+def status(arguments: Namespace) -> int:
+    """bgtaskctl status."""
+    with client(arguments) as one:
+        if not arguments.ids:
+            said = one.status()
+            queues = one.queues()
+            if arguments.output == "json":
+                print_json({**said, "queues": [dataclasses.asdict(queue) for queue in queues]})
+            else:
+                lines = [*text.daemon_status(said, colours()), "", *text.queue_table(queues, columns(), True)]
+                print_lines(lines, arguments)
+            return 0
+        tasks = [one.get(task_id) for task_id in arguments.ids]
+        if arguments.output == "json":
+            for task in tasks:
+                print_json(as_json(task))
+            return 0
+        lines = []
+        for task in tasks:
+            output_ = b"" if arguments.quiet else one.output(task.id, offset=-4096)
+            lines += [*([""] if lines else []), *text.task_status(task, output_, columns(), colours())]
+        print_lines(lines, arguments)
+        # As systemctl status: 3 for what does not run. A task that succeeded is no failure, though.
+        return 0
+
+
+def show(arguments: Namespace) -> None:
+    """bgtaskctl show."""
+    with client(arguments) as one:
+        for number, task_id in enumerate(arguments.ids):
+            values = as_json(one.get(task_id))
+            if arguments.property:
+                values = {name: values[name] for name in arguments.property if name in values}
+            if arguments.output == "json":
+                print_json(values)
+                continue
+            print("\n" if number else "", end="")
+            for name, value in values.items():
+                shown = value if isinstance(value, str) else "" if value is None else json.dumps(value)
+                print(f"{name}={escaped(shown)}")
+
+
+def output(arguments: Namespace) -> None:
+    """bgtaskctl output."""
+    with client(arguments) as one:
+        for task_id in arguments.ids:
+            gap = 0
+            for chunk in one.output_chunks(task_id, follow=arguments.follow, attempt=arguments.attempt):
+                if chunk.dropped and chunk.offset > gap:
+                    sys.stdout.buffer.write(f"\n[bgtaskd: {chunk.offset - gap} bytes dropped]\n".encode())
+                gap = chunk.next_offset
+                sys.stdout.buffer.write(chunk.data)
+                sys.stdout.buffer.flush()
+
+
+def logs(arguments: Namespace) -> None:
+    """bgtaskctl logs."""
+    options = arguments.options[1:] if arguments.options[:1] == ["--"] else arguments.options
+    with client(arguments) as one:
+        tasks = [one.get(task_id) for task_id in arguments.ids]
+    terms: list[str] = []
+    for task in tasks:
+        # What the task printed, and what PID 1 says of its scopes.
+        units = [scope_name(task.id, attempt) for attempt in range(1, max(task.attempt, 1) + 1)][-20:]
+        for term in (f"BGTASK_ID={task.id}", *(f"UNIT={unit}" for unit in units)):
+            terms += ["+", term] if terms else [term]
+    pager = ["--no-pager"] if arguments.no_pager else []
+    os.execvp("journalctl", ["journalctl", *pager, *options, *terms])
+
+
+def wait(arguments: Namespace) -> int:
+    """bgtaskctl wait."""
+    good = True
+    with client(arguments) as one:
+        for task in one.wait_all(arguments.ids, arguments.timeout):
+            good = good and task.result == "success"
+            if arguments.output == "json":
+                print_json(as_json(task))
+            elif not arguments.quiet and len(arguments.ids) > 1:
+                print(f"{task.id} {text.what(task)}")
+    return 0 if good else 1
+
+
+def monitor(arguments: Namespace) -> None:
+    """bgtaskctl monitor."""
+    from bgtaskd.cli.follow import monitor as live
+
+    with client(arguments) as one:
+        live(one, arguments.output == "json")
+
+
+# --- steering ----------------------------------------------------------------------------------------
+
+
+def for_each(arguments: Namespace, act: Callable[[Client, int], None]) -> int:
+    """Do it to each task. One failure does not keep the others from theirs; the first decides the status."""
+    first: BgtaskdError | None = None
+    with client(arguments) as one:
+        for task_id in arguments.ids:
+            try:
+                act(one, task_id)
+            except BgtaskdError as error:
+                if first is None:
+                    first = error
+                else:
+                    print(f"bgtaskctl: {escaped(str(error))}", file=sys.stderr)
+    if first is not None:
+        raise first
+    return 0
+
+
+def stop(arguments: Namespace) -> int:
+    """bgtaskctl stop."""
+    return for_each(arguments, Client.stop)
+
+
+def kill(arguments: Namespace) -> int:
+    """bgtaskctl kill."""
+    return for_each(arguments, lambda one, task_id: one.kill(task_id, arguments.signal, arguments.kill_whom))
+
+
+def pause(arguments: Namespace) -> int:
+    """bgtaskctl pause."""
+    return for_each(arguments, Client.pause)
+
+
+def resume(arguments: Namespace) -> int:
+    """bgtaskctl resume."""
+    return for_each(arguments, Client.resume)
+
+
+def retry(arguments: Namespace) -> int:
+    """bgtaskctl retry."""
+    return for_each(arguments, Client.retry)
+
+
+def remove(arguments: Namespace) -> int:
+    """bgtaskctl rm."""
+    return for_each(arguments, Client.remove)
+
+
+def signal(arguments: Namespace) -> None:
+    """bgtaskctl signal."""
+    with client(arguments) as one:
+        seq = one.signal(arguments.id, arguments.name, arguments.payload)
+    if not arguments.quiet:
+        print(seq)
+
+
+def signals(arguments: Namespace) -> None:
+    """bgtaskctl signals."""
+    task_id = own_id(arguments.id)
+    with client(arguments) as one:
+        found = one.signals(task_id)
+        if arguments.clear:
+            one.clear_signals(task_id, [message.seq for message in found])
+    if arguments.output == "json":
+        print_json([dataclasses.asdict(message) for message in found])
+        return
+    for message in found:
+        payload = "" if message.payload is None else json.dumps(message.payload)
+        print(f"{message.seq} {escaped(message.name)} {payload}".rstrip())
+
+
+def config(arguments: Namespace) -> None:
+    """bgtaskctl config."""
+    with client(arguments) as one:
+        if arguments.value is None:
+            print_json(one.get_config(arguments.id))
+        else:
+            one.set_config(arguments.id, arguments.value)
+
+
+def update(arguments: Namespace) -> None:
+    """bgtaskctl update."""
+    with client(arguments) as one:
+        one.report(
+            own_id(arguments.id),
+            percent=arguments.progress,
+            finished=arguments.finished,
+            total=arguments.total,
+            message=arguments.message,
+            rewind=arguments.rewind or None,
+        )
+
+
+def own_id(value: int | str | None) -> int:
+    """The id given, or that of the task we are in."""
+    if value is None:
+        raise Problem("which task? Outside of a task, give its id")
+    return int(value)
+
+
+def queues(arguments: Namespace) -> None:
+    """bgtaskctl queues."""
+    with client(arguments) as one:
+        if arguments.action != "list":
+            if arguments.queue is None:
+                raise Problem(f"which queue? bgtaskctl queues {arguments.action} QUEUE")
+            (one.pause_queue if arguments.action == "pause" else one.resume_queue)(arguments.queue)
+            return
+        found = one.queues()
+    if arguments.output == "json":
+        print_json([dataclasses.asdict(queue) for queue in found])
+    else:
+        print_lines(text.queue_table(found, columns(), not arguments.no_legend), arguments)
+
+
+def check_config(arguments: Namespace) -> int:
+    """bgtaskctl check-config."""
+    from bgtaskd.config import ConfigErrors, load_config
+
+    try:
+        found = load_config(arguments.config, arguments.conf_d)
+    except ConfigErrors as errors:
+        for error in errors.errors:
+            print(escaped(str(error)), file=sys.stderr)
+        return 1
+    if not arguments.quiet:
+        print(f"{arguments.config}: good, {len(found.queues)} queue{'s' if len(found.queues) != 1 else ''}")
+    return 0
