@@ -88,6 +88,8 @@ class _Unmarshaller(Unmarshaller):  # type: ignore[misc]
 class Connection(MessageBus):  # type: ignore[misc]
     """One connection to a bus. Once it is lost it is of no use any more: make another."""
 
+    _helping: asyncio.Handle | None = None
+
     def close(self) -> None:
         """Close, whatever state it is in. dbus-next itself never closes its socket."""
         self._user_disconnect = True
@@ -159,6 +161,15 @@ class Connection(MessageBus):  # type: ignore[misc]
         return _Unmarshaller(self._stream)
 
     def _message_reader(self) -> None:
+        # The event loop calls when there is something in the socket, _read_on when it is its turn.
+        if self._helping is None:
+            self._read_helping()
+
+    def _read_on(self) -> None:
+        self._helping = None
+        self._read_helping()
+
+    def _read_helping(self) -> None:
         try:
             for _ in range(MESSAGES_A_TURN):
                 if self._disconnected or not self._unmarshaller.unmarshall():
@@ -171,7 +182,7 @@ class Connection(MessageBus):  # type: ignore[misc]
             self._finalize(error)
         else:
             # More may lie in the stream's own buffer, of which the event loop knows nothing.
-            self._loop.call_soon(self._message_reader)
+            self._helping = self._loop.call_soon(self._read_on)
 
     async def _auth_readline(self) -> str:
         # dbus-next's own never ends, and never lets go of the event loop, once the bus has hung up.

@@ -56,7 +56,7 @@ class VM(Machine):
             self._qemu = subprocess.Popen(
                 [
                     *("setpriv", "--pdeathsig", "KILL", "--"),
-                    *self._qemu_argv(),
+                    *self._qemu_argv("systemd.mask=serial-getty@ttyS0.service"),
                     *("-serial", "stdio"),
                     *("-chardev", f"socket,id=house,path={port}"),
                     *("-device", "virtserialport,chardev=house,name=house"),
@@ -128,7 +128,7 @@ class VM(Machine):
 
         Ctrl-A x ends it at once.
         """
-        subprocess.run([*self._qemu_argv(), "-serial", "mon:stdio"], check=True)
+        subprocess.run([*self._qemu_argv(""), "-serial", "mon:stdio"], check=True)
 
     def _wait_for_boot(self) -> None:
         try:
@@ -137,7 +137,7 @@ class VM(Machine):
             raise MachineError(f"{self.name} did not boot:\n{self.console()}") from None
         self.wait_until_up()
 
-    def _qemu_argv(self) -> list[str]:
+    def _qemu_argv(self, kernel_options: str) -> list[str]:
         return [
             "qemu-system-x86_64",
             *("-accel", "tcg,thread=multi"),
@@ -146,7 +146,7 @@ class VM(Machine):
             *("-m", str(MEMORY_MIB)),
             *("-kernel", str(self._image.kernel)),
             *("-initrd", str(self._image.initrd)),
-            *("-append", "root=/dev/vda rw console=ttyS0"),
+            *("-append", f"root=/dev/vda rw console=ttyS0 {kernel_options}"),
             *("-drive", f"file={self._disk},if=virtio,format=qcow2"),
             *("-device", "virtio-rng-pci"),
             *("-device", "virtio-serial-pci"),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Signals marshalled by hand are byte for byte what dbus-next makes of them; the outbox folds, and keeps order."""
+"""Signals marshalled by hand are byte for byte what dbus-next makes of them; the outbox keeps order."""
 
 from __future__ import annotations
 
