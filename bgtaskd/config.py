@@ -132,7 +132,9 @@ def _read(path: str, lines: _Lines, root_owned: bool) -> dict[str, Any]:
     try:
         with open(path, "rb") as file:
             status = os.fstat(file.fileno())
-            if root_owned and (status.st_uid != 0 or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)):
+            if root_owned and (
+                status.st_uid != 0 or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+            ):
                 raise ConfigError(path, 0, "", "must be owned by root and writable by nobody else")
             data = file.read(SIZE_MAX + 1)
     except FileNotFoundError:
@@ -145,7 +147,9 @@ def _read(path: str, lines: _Lines, root_owned: bool) -> dict[str, Any]:
     try:
         for token in yaml.scan(data, Loader=yaml.SafeLoader):
             if isinstance(token, (yaml.AliasToken, yaml.AnchorToken)):
-                raise ConfigError(path, token.start_mark.line + 1, "", "anchors and aliases are not used here")
+                raise ConfigError(
+                    path, token.start_mark.line + 1, "", "anchors and aliases are not used here"
+                )
         loader = yaml.SafeLoader(data)
         node = loader.get_single_node()
         return {} if node is None else _mapping(loader, node, path, (), lines)
@@ -153,15 +157,21 @@ def _read(path: str, lines: _Lines, root_owned: bool) -> dict[str, Any]:
         line = error.problem_mark.line + 1 if error.problem_mark else 0
         raise ConfigError(path, line, "", f"not YAML: {error.problem}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(path, 0, "", f"not YAML: {str(error).splitlines()[0] if str(error) else 'too deep'}") from None
+        raise ConfigError(
+            path, 0, "", f"not YAML: {str(error).splitlines()[0] if str(error) else 'too deep'}"
+        ) from None
     finally:
         if loader is not None:
             loader.dispose()
 
 
-def _mapping(loader: Any, node: Any, path: str, keys: tuple[str, ...], lines: _Lines) -> dict[str, Any]:
+def _mapping(
+    loader: Any, node: Any, path: str, keys: tuple[str, ...], lines: _Lines
+) -> dict[str, Any]:
     if not isinstance(node, yaml.MappingNode):
-        raise ConfigError(path, node.start_mark.line + 1, ".".join(keys), "must be a mapping of names to values")
+        raise ConfigError(
+            path, node.start_mark.line + 1, ".".join(keys), "must be a mapping of names to values"
+        )
     out: dict[str, Any] = {}
     for key_node, value_node in node.value:
         line = key_node.start_mark.line + 1
@@ -178,7 +188,9 @@ def _mapping(loader: Any, node: Any, path: str, keys: tuple[str, ...], lines: _L
     return out
 
 
-def _merge(into: dict[str, Any], other: dict[str, Any], keys: tuple[str, ...], lines: _Lines) -> None:
+def _merge(
+    into: dict[str, Any], other: dict[str, Any], keys: tuple[str, ...], lines: _Lines
+) -> None:
     for key, value in other.items():
         if isinstance(value, dict) and isinstance(into.get(key), dict):
             _merge(into[key], value, (*keys, key), lines)
@@ -199,7 +211,9 @@ class _Reader:
 
     def config(self, data: dict[str, Any]) -> Config:
         base = Config(queues={})
-        self._known(data, ("queues", "policy", "output", "retention", "defaults", "limits", "storage"), ())
+        self._known(
+            data, ("queues", "policy", "output", "retention", "defaults", "limits", "storage"), ()
+        )
         output = self._section(data, "output", ("cap", "journal_burst"))
         retention = self._section(data, "retention", ("backlog_days", "all_backlog_days"))
         defaults = self._section(data, "defaults", ("stop_timeout",))
@@ -210,11 +224,19 @@ class _Reader:
             policy=self._policy(data),
             output_cap=self._size(output, ("output", "cap"), base.output_cap, 65536),
             journal_burst=self._int(output, ("output", "journal_burst"), base.journal_burst, 0),
-            stop_timeout_usec=self._span(defaults, ("defaults", "stop_timeout"), base.stop_timeout_usec),
+            stop_timeout_usec=self._span(
+                defaults, ("defaults", "stop_timeout"), base.stop_timeout_usec
+            ),
             backlog_days=self._int(retention, ("retention", "backlog_days"), base.backlog_days, 0),
-            all_backlog_days=self._int(retention, ("retention", "all_backlog_days"), base.all_backlog_days, 0),
-            connections_per_user=self._int(limits, ("limits", "connections_per_user"), base.connections_per_user, 1),
-            requests_per_user=self._int(limits, ("limits", "requests_per_user"), base.requests_per_user, 1),
+            all_backlog_days=self._int(
+                retention, ("retention", "all_backlog_days"), base.all_backlog_days, 0
+            ),
+            connections_per_user=self._int(
+                limits, ("limits", "connections_per_user"), base.connections_per_user, 1
+            ),
+            requests_per_user=self._int(
+                limits, ("limits", "requests_per_user"), base.requests_per_user, 1
+            ),
             storage=self._choice(storage, ("storage", "backend"), ("sqlite", "memory")),
         )
 
@@ -298,7 +320,9 @@ class _Reader:
         self._known(section, known, (name,))
         return section
 
-    def _known(self, section: dict[str, Any], known: tuple[str, ...], keys: tuple[str, ...]) -> None:
+    def _known(
+        self, section: dict[str, Any], known: tuple[str, ...], keys: tuple[str, ...]
+    ) -> None:
         for name in section:
             if name not in known:
                 near = difflib.get_close_matches(str(name), known, 1)
@@ -326,7 +350,9 @@ class _Reader:
             return default
         return value
 
-    def _choice(self, section: dict[str, Any], keys: tuple[str, ...], known: tuple[str, ...]) -> str:
+    def _choice(
+        self, section: dict[str, Any], keys: tuple[str, ...], known: tuple[str, ...]
+    ) -> str:
         value = section.get(keys[-1], known[0])
         if value not in known:
             self.wrong(keys, f"must be one of {', '.join(known)}")

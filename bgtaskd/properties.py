@@ -14,7 +14,16 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 INFINITY: Final = 0xFFFFFFFFFFFFFFFF
-SIZES: Final = {"": 1, "B": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50, "E": 1 << 60}
+SIZES: Final = {
+    "": 1,
+    "B": 1,
+    "K": 1 << 10,
+    "M": 1 << 20,
+    "G": 1 << 30,
+    "T": 1 << 40,
+    "P": 1 << 50,
+    "E": 1 << 60,
+}
 USEC_PER: Final = {
     "us": 1, "usec": 1, "µs": 1, "μs": 1,
     "ms": 1000, "msec": 1000,
@@ -84,14 +93,18 @@ def parse_size(text: str) -> int:
     found = SIZE.fullmatch(text.strip())
     if not found:
         raise ValueError(f"not a size: {text!r}")
-    value = int(float(found[1]) * SIZES[found[2]]) if "." in found[1] else int(found[1]) * SIZES[found[2]]
+    value = (
+        int(float(found[1]) * SIZES[found[2]])
+        if "." in found[1]
+        else int(found[1]) * SIZES[found[2]]
+    )
     if value >= INFINITY:
         raise ValueError(f"too large: {text!r}")
     return value
 
 
 def parse_percent(text: str) -> float:
-    """"50%": 50.0. Raises ValueError."""
+    """ "50%": 50.0. Raises ValueError."""
     found = PERCENT.fullmatch(text.strip())
     if not found:
         raise ValueError(f"not a percentage: {text!r}")
@@ -155,7 +168,9 @@ def _limit(name: str, parse_one: Callable[[str], int]) -> Callable[[str], tuple[
     def parse(text: str) -> tuple[None, Any]:
         soft, colon, hard = text.partition(":")
         pair = [_rlimit(one, parse_one) for one in ((soft, hard) if colon else (text, text))]
-        if pair[1] != resource.RLIM_INFINITY and (pair[0] == resource.RLIM_INFINITY or pair[0] > pair[1]):
+        if pair[1] != resource.RLIM_INFINITY and (
+            pair[0] == resource.RLIM_INFINITY or pair[0] > pair[1]
+        ):
             raise ValueError("the soft limit is above the hard one")
         return None, (number, *pair)
 
@@ -214,7 +229,9 @@ def _table() -> dict[str, _Row]:
 PROPERTIES: Final = _table()
 
 
-def check_properties(properties: Mapping[str, str], *, for_slice: bool = False) -> dict[str, Parsed]:
+def check_properties(
+    properties: Mapping[str, str], *, for_slice: bool = False
+) -> dict[str, Parsed]:
     """Check every property. Raises PropertyError naming the first that is wrong, and what would be right."""
     out: dict[str, Parsed] = {}
     for name, text in properties.items():

@@ -45,7 +45,9 @@ def main(root: str, target: str) -> None:
         if number % 10 == 0 or number == len(documents) - 1:
             notify(X_BGTASK_FINISHED=number + 1, X_BGTASK_TOTAL=len(documents), STATUS=path.name)
     words = {word: sorted(found) for word, found in sorted(index.items())}
-    Path(target).write_text(json.dumps({"documents": [str(one) for one in documents], "words": words}))
+    Path(target).write_text(
+        json.dumps({"documents": [str(one) for one in documents], "words": words})
+    )
     print(f"{len(words)} words in {len(documents)} documents, indexed in {target}")
 
 

@@ -89,11 +89,16 @@ def follow(client: Client, task_id: int, quiet: bool) -> TaskInfo:
         copier.join(10)
     except KeyboardInterrupt:
         screen.close()
-        print(f"Task {task_id} goes on: bgtaskctl status {task_id}, bgtaskctl output -f {task_id}", file=sys.stderr)
+        print(
+            f"Task {task_id} goes on: bgtaskctl status {task_id}, bgtaskctl output -f {task_id}",
+            file=sys.stderr,
+        )
         raise
     screen.close()
     if sys.stdout.isatty() and not quiet:
-        dot = coloured("●", "32" if task.result == "success" else "31", "NO_COLOR" not in os.environ)
+        dot = coloured(
+            "●", "32" if task.result == "success" else "31", "NO_COLOR" not in os.environ
+        )
         print(f"{dot} task {task.id} {show.what(task)} after {show.took(task)}", file=sys.stderr)
     return client.wait(task_id)
 
@@ -103,7 +108,17 @@ def monitor(client: Client, as_json: bool) -> None:
     for event in client.watch():
         task = event.task
         if as_json:
-            print(json.dumps({"event": event.event, "id": task.id, "state": task.state, "percent": task.percent}), flush=True)
+            print(
+                json.dumps(
+                    {
+                        "event": event.event,
+                        "id": task.id,
+                        "state": task.state,
+                        "percent": task.percent,
+                    }
+                ),
+                flush=True,
+            )
             continue
         at = time.strftime("%H:%M:%S", time.localtime(task.updated / 1e6))
         width = shutil.get_terminal_size((80, 24)).columns

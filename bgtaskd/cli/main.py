@@ -29,7 +29,10 @@ def main(argv: list[str] | None = None) -> int:
     except errors.NotReachable as error:
         hint = ""
         if "Permission denied" in str(error):
-            return _fail(NOT_ALLOWED, f"{error}\nOnly members of group bgtask may run tasks: adduser USER bgtask")
+            return _fail(
+                NOT_ALLOWED,
+                f"{error}\nOnly members of group bgtask may run tasks: adduser USER bgtask",
+            )
         if error.path == "/run/bgtaskd/control.sock":
             hint = "\nIs it running? systemctl status bgtaskd.socket"
         return _fail(NOT_REACHABLE, f"{error}{hint}")
@@ -56,7 +59,10 @@ def _fail(status: int, text: str) -> int:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        print(f"bgtaskctl: {escaped(message)}\nTry 'bgtaskctl --help', or man bgtaskctl.", file=sys.stderr)
+        print(
+            f"bgtaskctl: {escaped(message)}\nTry 'bgtaskctl --help', or man bgtaskctl.",
+            file=sys.stderr,
+        )
         sys.exit(USAGE)
 
 
@@ -87,17 +93,29 @@ def _json(text: str) -> Any:
 
 def parser() -> argparse.ArgumentParser:
     """All verbs and their options."""
-    top = _Parser(prog="bgtaskctl", description="Run background tasks, and steer them.", allow_abbrev=False)
+    top = _Parser(
+        prog="bgtaskctl", description="Run background tasks, and steer them.", allow_abbrev=False
+    )
     top.add_argument("--version", action="version", version=f"bgtaskctl {bgtaskd.__version__}")
-    top.add_argument("--socket", help="where the daemon listens (default: $BGTASKD_SOCKET, or the system's)")
+    top.add_argument(
+        "--socket", help="where the daemon listens (default: $BGTASKD_SOCKET, or the system's)"
+    )
     every = argparse.ArgumentParser(add_help=False)
-    every.add_argument("-o", "--output", choices=("text", "json"), default="text", help="how to print")
-    every.add_argument("-q", "--quiet", action="store_true", help="print no more than was asked for")
-    every.add_argument("--no-pager", action="store_true", help="do not pipe long output into a pager")
+    every.add_argument(
+        "-o", "--output", choices=("text", "json"), default="text", help="how to print"
+    )
+    every.add_argument(
+        "-q", "--quiet", action="store_true", help="print no more than was asked for"
+    )
+    every.add_argument(
+        "--no-pager", action="store_true", help="do not pipe long output into a pager"
+    )
     every.add_argument("--no-legend", action="store_true", help="print no column heads and hints")
     add = top.add_subparsers(metavar="VERB", required=True, parser_class=_Parser)
 
-    def verb(name: str, function: Callable[[argparse.Namespace], int | None], text: str, ids: str = "") -> Any:
+    def verb(
+        name: str, function: Callable[[argparse.Namespace], int | None], text: str, ids: str = ""
+    ) -> Any:
         one = add.add_parser(name, help=text, description=text, parents=[every], allow_abbrev=False)
         one.set_defaults(verb=function)
         if ids:
@@ -105,7 +123,9 @@ def parser() -> argparse.ArgumentParser:
         return one
 
     _add_run(verb("run", verbs.run, "Run a command as a background task; prints its id"))
-    one = verb("list", verbs.list_, "List tasks: those that have not ended, and the last ten that have")
+    one = verb(
+        "list", verbs.list_, "List tasks: those that have not ended, and the last ten that have"
+    )
     one.add_argument("-a", "--all", action="store_true", help="all tasks")
     one.add_argument("-n", "--lines", type=int, help="so many at the most")
     one.add_argument("--state", action="append", help="only tasks in this state")
@@ -160,22 +180,47 @@ def parser() -> argparse.ArgumentParser:
 def _add_run(one: argparse.ArgumentParser) -> None:
     one.add_argument("command", metavar="COMMAND", nargs=argparse.REMAINDER, help="after --")
     one.add_argument("-w", "--wait", action="store_true", help="wait, and exit with its status")
-    one.add_argument("-f", "--follow", action="store_true", help="show its output and progress until it has ended")
+    one.add_argument(
+        "-f",
+        "--follow",
+        action="store_true",
+        help="show its output and progress until it has ended",
+    )
     one.add_argument("--name")
     one.add_argument("--queue")
     one.add_argument("--priority", type=int, help="-1000 to 1000; higher first")
-    one.add_argument("--delay", type=_span, metavar="SPAN", help="not before so long from now: 5min")
+    one.add_argument(
+        "--delay", type=_span, metavar="SPAN", help="not before so long from now: 5min"
+    )
     one.add_argument("--timeout", type=_span, metavar="SPAN", help="stop it after so long")
-    one.add_argument("--stall-timeout", type=_span, metavar="SPAN", help="stop it when it reports nothing for so long")
+    one.add_argument(
+        "--stall-timeout",
+        type=_span,
+        metavar="SPAN",
+        help="stop it when it reports nothing for so long",
+    )
     one.add_argument("--stop-timeout", type=_span, metavar="SPAN", help="from SIGTERM to SIGKILL")
     one.add_argument("--retries", type=int, help="try again so often when it fails")
-    one.add_argument("--retry-delay", type=_span, metavar="SPAN", help="before the first retry; doubled each time")
-    one.add_argument("--retry-on", action="append", metavar="RESULT", help="try again only after this result")
+    one.add_argument(
+        "--retry-delay",
+        type=_span,
+        metavar="SPAN",
+        help="before the first retry; doubled each time",
+    )
+    one.add_argument(
+        "--retry-on", action="append", metavar="RESULT", help="try again only after this result"
+    )
     one.add_argument("--user", help="run as this user (where the policy allows)")
     one.add_argument("-d", "--cwd", metavar="DIR")
-    one.add_argument("-E", "--setenv", action="append", type=_env, default=[], metavar="NAME[=VALUE]")
-    one.add_argument("-p", "--property", action="append", type=_pair, default=[], metavar="NAME=VALUE")
-    one.add_argument("--merge-key", metavar="KEY", help="use a task with this key that has not ended")
+    one.add_argument(
+        "-E", "--setenv", action="append", type=_env, default=[], metavar="NAME[=VALUE]"
+    )
+    one.add_argument(
+        "-p", "--property", action="append", type=_pair, default=[], metavar="NAME=VALUE"
+    )
+    one.add_argument(
+        "--merge-key", metavar="KEY", help="use a task with this key that has not ended"
+    )
     one.add_argument("--settings", type=_json, metavar="JSON")
 
 

@@ -99,7 +99,13 @@ def moment(usec: int) -> str:
     return datetime.fromtimestamp(usec / 1e6).astimezone().strftime("%a %Y-%m-%d %H:%M:%S %Z")
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], stretch: int, columns: int, right: Sequence[int] = ()) -> list[str]:
+def table(
+    head: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    stretch: int,
+    columns: int,
+    right: Sequence[int] = (),
+) -> list[str]:
     """Rows in columns; the column ``stretch`` takes or gives the room that is left of ``columns``."""
     cells = [list(head), *[list(row) for row in rows]]
     widths = [max(width(row[number]) for row in cells) for number in range(len(head))]

@@ -41,7 +41,15 @@ def what(task: TaskInfo) -> str:
 def task_table(tasks: Sequence[TaskInfo], columns: int, colours: bool, legend: bool) -> list[str]:
     """The table of `list`."""
     rows = [
-        [str(one.id), escaped(one.name), what(one), percent_of(one), took(one), escaped(one.user), one.queue]
+        [
+            str(one.id),
+            escaped(one.name),
+            what(one),
+            percent_of(one),
+            took(one),
+            escaped(one.user),
+            one.queue,
+        ]
         for one in tasks
     ]
     head = ["ID", "NAME", "STATE", "DONE", "TIME", "USER", "QUEUE"]
@@ -56,7 +64,14 @@ def task_table(tasks: Sequence[TaskInfo], columns: int, colours: bool, legend: b
 def queue_table(queues: Sequence[QueueInfo], columns: int, legend: bool) -> list[str]:
     """The table of `queues`."""
     rows = [
-        [one.name, str(one.slots), str(one.running), str(one.waiting), str(one.delayed), "paused" if one.paused else "open"]
+        [
+            one.name,
+            str(one.slots),
+            str(one.running),
+            str(one.waiting),
+            str(one.delayed),
+            "paused" if one.paused else "open",
+        ]
         for one in queues
     ]
     head = ["QUEUE", "SLOTS", "RUNNING", "WAITING", "DELAYED", "STATE"]
@@ -77,12 +92,23 @@ def task_status(task: TaskInfo, output: bytes, columns: int, colours: bool) -> l
         row("Error", escaped(task.error))
     if task.signal or task.exit_status is not None:
         row("Exit", f"killed by {task.signal}" if task.signal else f"status {task.exit_status}")
-    row("Task", f"{task.id}, {task.kind}" + (f", attempt {task.attempt}" if task.attempt > 1 else ""))
+    row(
+        "Task",
+        f"{task.id}, {task.kind}" + (f", attempt {task.attempt}" if task.attempt > 1 else ""),
+    )
     row("User", f"{escaped(task.user)}")
-    row("Slice", f"bgtask-{task.queue}.slice" + (f", priority {task.priority}" if task.priority else ""))
+    row(
+        "Slice",
+        f"bgtask-{task.queue}.slice" + (f", priority {task.priority}" if task.priority else ""),
+    )
     if task.memory_current is not None or task.memory_peak is not None:
         peak = f" (peak: {size(task.memory_peak)})" if task.memory_peak is not None else ""
-        row("Memory", f"{size(task.memory_current)}{peak}" if task.memory_current is not None else f"peak {size(task.memory_peak)}")
+        row(
+            "Memory",
+            f"{size(task.memory_current)}{peak}"
+            if task.memory_current is not None
+            else f"peak {size(task.memory_peak)}",
+        )
     if task.cpu_usec is not None:
         row("CPU", span(task.cpu_usec))
     if task.io_read_bytes is not None and task.io_write_bytes is not None:
@@ -105,7 +131,11 @@ def _since(task: TaskInfo) -> str:
 
 def progress_line(task: TaskInfo, columns: int) -> str:
     """A bar, the percentage, the operations, the message; never wider than told."""
-    count = f" {task.finished}/{task.total}" if task.total is not None and task.finished is not None else ""
+    count = (
+        f" {task.finished}/{task.total}"
+        if task.total is not None and task.finished is not None
+        else ""
+    )
     head = f"{percent_of(task):>4}{count}"
     bar = progress_bar(task.percent, max(10, min(30, columns // 3)))
     message = escaped(task.message or "")
@@ -116,7 +146,9 @@ def progress_line(task: TaskInfo, columns: int) -> str:
 def daemon_status(status: dict[str, Any], colours: bool) -> list[str]:
     """The text of `status` without an id."""
     dot = coloured("●", "32", colours)
-    tasks = ", ".join(f"{number} {state}" for state, number in sorted(status["tasks"].items()) if number)
+    tasks = ", ".join(
+        f"{number} {state}" for state, number in sorted(status["tasks"].items()) if number
+    )
     since = status["since"]
     return [
         f"{dot} bgtaskd {status['version']}",

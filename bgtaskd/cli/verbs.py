@@ -111,7 +111,11 @@ def run(arguments: Namespace) -> int:
 def exit_status(task: TaskInfo) -> int:
     """The task's own status; 128 + n for a signal; 1 where it did not end by itself."""
     if task.exit_status is not None and task.state != "stopped":
-        return task.exit_status if task.result in ("success", "exit-code") else max(1, task.exit_status)
+        return (
+            task.exit_status
+            if task.result in ("success", "exit-code")
+            else max(1, task.exit_status)
+        )
     if task.signal is not None:
         return 128 + unix_signal.Signals[task.signal].value
     if task.error:
@@ -141,7 +145,9 @@ def list_(arguments: Namespace) -> None:
     print_lines(lines, arguments)
 
 
-def list_all(one: Client, states: Sequence[str] | None, most: int | None, only: dict[str, Any]) -> list[TaskInfo]:
+def list_all(
+    one: Client, states: Sequence[str] | None, most: int | None, only: dict[str, Any]
+) -> list[TaskInfo]:
     """All that match, a thousand at a time."""
     tasks: list[TaskInfo] = []
     before = None
@@ -164,7 +170,11 @@ def status(arguments: Namespace) -> int:
             if arguments.output == "json":
                 print_json({**said, "queues": [dataclasses.asdict(queue) for queue in queues]})
             else:
-                lines = [*text.daemon_status(said, colours()), "", *text.queue_table(queues, columns(), True)]
+                lines = [
+                    *text.daemon_status(said, colours()),
+                    "",
+                    *text.queue_table(queues, columns(), True),
+                ]
                 print_lines(lines, arguments)
             return 0
         tasks = [one.get(task_id) for task_id in arguments.ids]
@@ -175,7 +185,10 @@ def status(arguments: Namespace) -> int:
         lines = []
         for task in tasks:
             output_ = b"" if arguments.quiet else one.output(task.id, offset=-4096)
-            lines += [*([""] if lines else []), *text.task_status(task, output_, columns(), colours())]
+            lines += [
+                *([""] if lines else []),
+                *text.task_status(task, output_, columns(), colours()),
+            ]
         print_lines(lines, arguments)
         # As systemctl status: 3 for what does not run. A task that succeeded is no failure, though.
         return 0
@@ -193,7 +206,9 @@ def show(arguments: Namespace) -> None:
                 continue
             print("\n" if number else "", end="")
             for name, value in values.items():
-                shown = value if isinstance(value, str) else "" if value is None else json.dumps(value)
+                shown = (
+                    value if isinstance(value, str) else "" if value is None else json.dumps(value)
+                )
                 print(f"{name}={escaped(shown)}")
 
 
@@ -202,9 +217,13 @@ def output(arguments: Namespace) -> None:
     with client(arguments) as one:
         for task_id in arguments.ids:
             gap = 0
-            for chunk in one.output_chunks(task_id, follow=arguments.follow, attempt=arguments.attempt):
+            for chunk in one.output_chunks(
+                task_id, follow=arguments.follow, attempt=arguments.attempt
+            ):
                 if chunk.dropped and chunk.offset > gap:
-                    sys.stdout.buffer.write(f"\n[bgtaskd: {chunk.offset - gap} bytes dropped]\n".encode())
+                    sys.stdout.buffer.write(
+                        f"\n[bgtaskd: {chunk.offset - gap} bytes dropped]\n".encode()
+                    )
                 gap = chunk.next_offset
                 sys.stdout.buffer.write(chunk.data)
                 sys.stdout.buffer.flush()
@@ -218,7 +237,9 @@ def logs(arguments: Namespace) -> None:
     terms: list[str] = []
     for task in tasks:
         # What the task printed, and what PID 1 says of its scopes.
-        units = [scope_name(task.id, attempt) for attempt in range(1, max(task.attempt, 1) + 1)][-20:]
+        units = [scope_name(task.id, attempt) for attempt in range(1, max(task.attempt, 1) + 1)][
+            -20:
+        ]
         for term in (f"BGTASK_ID={task.id}", *(f"UNIT={unit}" for unit in units)):
             terms += ["+", term] if terms else [term]
     pager = ["--no-pager"] if arguments.no_pager else []
@@ -273,7 +294,9 @@ def stop(arguments: Namespace) -> int:
 
 def kill(arguments: Namespace) -> int:
     """bgtaskctl kill."""
-    return for_each(arguments, lambda one, task_id: one.kill(task_id, arguments.signal, arguments.kill_whom))
+    return for_each(
+        arguments, lambda one, task_id: one.kill(task_id, arguments.signal, arguments.kill_whom)
+    )
 
 
 def pause(arguments: Namespace) -> int:
@@ -374,5 +397,7 @@ def check_config(arguments: Namespace) -> int:
             print(escaped(str(error)), file=sys.stderr)
         return 1
     if not arguments.quiet:
-        print(f"{arguments.config}: good, {len(found.queues)} queue{'s' if len(found.queues) != 1 else ''}")
+        print(
+            f"{arguments.config}: good, {len(found.queues)} queue{'s' if len(found.queues) != 1 else ''}"
+        )
     return 0

@@ -10,12 +10,33 @@ from types import TracebackType
 from typing import Any, Self
 
 from bgtaskd.client.path import default_socket
-from bgtaskd.client.task import Message, OutputChunk, QueueInfo, Seconds, TaskEvent, TaskInfo, spec_of, usec
+from bgtaskd.client.task import (
+    Message,
+    OutputChunk,
+    QueueInfo,
+    Seconds,
+    TaskEvent,
+    TaskInfo,
+    spec_of,
+    usec,
+)
 from bgtaskd.errors import INTERFACE, NotReachable, ProtocolError, TaskFailed, from_wire
 from bgtaskd.protocol.codec import Decoder, MalformedMessage, encode
 
 # Only these may be sent again when the connection broke: done twice, they change nothing.
-HARMLESS = frozenset({"Get", "List", "Signals", "GetConfig", "Queues", "Status", "SetConfig", "PauseQueue", "ResumeQueue"})
+HARMLESS = frozenset(
+    {
+        "Get",
+        "List",
+        "Signals",
+        "GetConfig",
+        "Queues",
+        "Status",
+        "SetConfig",
+        "PauseQueue",
+        "ResumeQueue",
+    }
+)
 
 
 class _Connection:
@@ -65,7 +86,12 @@ class Client:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
         self.close()
 
     def close(self) -> None:
@@ -160,7 +186,9 @@ class Client:
         limit: int | None = None,
     ) -> list[TaskInfo]:
         """Tasks, newest first. ``name`` may be a shell pattern."""
-        parameters = {key: value for key, value in locals().items() if key != "self" and value is not None}
+        parameters = {
+            key: value for key, value in locals().items() if key != "self" and value is not None
+        }
         return [TaskInfo.from_wire(one) for one in self.call("List", **parameters)["tasks"]]
 
     def watch(self, ids: Sequence[int] | None = None) -> Iterator[TaskEvent]:
@@ -181,18 +209,27 @@ class Client:
 
     def output(self, task_id: int, *, offset: int = 0, attempt: int | None = None) -> bytes:
         """What it printed so far, from an offset (negative: so many bytes before the end)."""
-        return b"".join(chunk.data for chunk in self.output_chunks(task_id, offset=offset, attempt=attempt))
+        return b"".join(
+            chunk.data for chunk in self.output_chunks(task_id, offset=offset, attempt=attempt)
+        )
 
     def output_chunks(
         self, task_id: int, *, offset: int = 0, follow: bool = False, attempt: int | None = None
     ) -> Iterator[OutputChunk]:
         """What it printed, piece by piece; with ``follow`` until it has ended."""
-        parameters: dict[str, Any] = {"id": task_id, "offset": offset, "follow": follow, "encoding": "base64"}
+        parameters: dict[str, Any] = {
+            "id": task_id,
+            "offset": offset,
+            "follow": follow,
+            "encoding": "base64",
+        }
         if attempt is not None:
             parameters["attempt"] = attempt
         for reply in self.stream("Output", **parameters):
             data = base64.b64decode(reply["data"])
-            yield OutputChunk(data, reply["offset"], reply["next_offset"], reply["dropped"], reply["eof"])
+            yield OutputChunk(
+                data, reply["offset"], reply["next_offset"], reply["dropped"], reply["eof"]
+            )
 
     def signal(self, task_id: int, name: str, payload: Any = None) -> int:
         """Leave a message in its mailbox; the message's number."""
@@ -209,7 +246,9 @@ class Client:
 
     def report(self, task_id: int, **progress: Any) -> None:
         """Report progress by hand: percent, finished, total, message, value, rewind."""
-        self.call("Report", id=task_id, **{key: one for key, one in progress.items() if one is not None})
+        self.call(
+            "Report", id=task_id, **{key: one for key, one in progress.items() if one is not None}
+        )
 
     def set_config(self, task_id: int, config: Any) -> None:
         """Replace the configuration that it sees."""

@@ -11,7 +11,6 @@ from enum import Enum
 from typing import Any, Final
 
 import bgtaskd
-from bgtaskd.config import Config
 from bgtaskd.daemon import streams
 from bgtaskd.daemon.engine import Engine, now_usec
 from bgtaskd.daemon.launcher_link import LauncherError
@@ -41,7 +40,15 @@ from bgtaskd.model import (
 )
 from bgtaskd.protocol.peer import Peer
 from bgtaskd.protocol.server import Call, Reply, Streamed
-from bgtaskd.storage.interface import ClearMessages, Message, PutConfig, PutFlag, PutMessage, Query, StorageError
+from bgtaskd.storage.interface import (
+    ClearMessages,
+    Message,
+    PutConfig,
+    PutFlag,
+    PutMessage,
+    Query,
+    StorageError,
+)
 
 LIST_MAX: Final = 1000
 MESSAGES_MAX: Final = 10_000
@@ -67,7 +74,9 @@ class Operation:
 class Api:
     """The operations' common ground."""
 
-    def __init__(self, engine: Engine, supervisors: Supervisors, policy: Policy, launcher_mode: str) -> None:
+    def __init__(
+        self, engine: Engine, supervisors: Supervisors, policy: Policy, launcher_mode: str
+    ) -> None:
         self.engine = engine
         self.supervisors = supervisors
         self.policy = policy
@@ -75,14 +84,20 @@ class Api:
         self.tasks_dir = ""
         self.since = now_usec()
 
-    def handlers(self) -> dict[str, Callable[[Call], Awaitable[Reply] | AsyncGenerator[Streamed, None]]]:
+    def handlers(
+        self,
+    ) -> dict[str, Callable[[Call], Awaitable[Reply] | AsyncGenerator[Streamed, None]]]:
         """The table, bound to this daemon."""
         return {name: self._bind(name, one) for name, one in OPERATIONS.items()}
 
-    def _bind(self, name: str, one: Operation) -> Callable[[Call], Awaitable[Reply] | AsyncGenerator[Streamed, None]]:
+    def _bind(
+        self, name: str, one: Operation
+    ) -> Callable[[Call], Awaitable[Reply] | AsyncGenerator[Streamed, None]]:
         def handle(call: Call) -> Awaitable[Reply] | AsyncGenerator[Streamed, None]:
             if one.access is Access.ADMIN and not self.policy.is_admin(call.peer):
-                raise PermissionDenied(reason=f"{name} is for root and members of the administrators' group")
+                raise PermissionDenied(
+                    reason=f"{name} is for root and members of the administrators' group"
+                )
             result = one.handler(self, call)
             return result if isinstance(result, AsyncGenerator) else self._guard(result)
 
@@ -180,7 +195,15 @@ async def list_(api: Api, call: Call) -> AsyncGenerator[Streamed, None]:
     wanted = None if states is None else _inner_states(states)
     owner = None if api.policy.is_admin(call.peer) else call.peer.uid
     while True:
-        query = Query(wanted, given.get("queue"), given.get("name"), given.get("user"), owner, before, min(limit, LIST_MAX))
+        query = Query(
+            wanted,
+            given.get("queue"),
+            given.get("name"),
+            given.get("user"),
+            owner,
+            before,
+            min(limit, LIST_MAX),
+        )
         rows = [api.engine.live.get(task.id, task) for task in api.engine.storage.list(query)]
         limit -= len(rows)
         more = call.more and limit > 0 and len(rows) == query.limit
@@ -219,7 +242,10 @@ async def signals(api: Api, call: Call) -> Reply:
     """A task's mailbox."""
     task = api.task(call, Access.SEE)
     found = api.engine.storage.messages(task.id)
-    shown = [{"seq": one.seq, "name": one.name, "payload": one.payload, "created": one.created} for one in found]
+    shown = [
+        {"seq": one.seq, "name": one.name, "payload": one.payload, "created": one.created}
+        for one in found
+    ]
     return {"signals": shown}
 
 
@@ -236,7 +262,9 @@ async def clear_signals(api: Api, call: Call) -> Reply:
 async def report(api: Api, call: Call) -> Reply:
     """Progress, told from outside the notify socket."""
     task = api.live(api.task(call, Access.SEE), "only a running task makes progress")
-    given = {key: value for key, value in call.parameters.items() if key != "id" and value is not None}
+    given = {
+        key: value for key, value in call.parameters.items() if key != "id" and value is not None
+    }
     for field in ("finished", "total"):
         if given.get(field, 0) < 0:
             raise InvalidSpec(field=field, reason="must not be negative")
@@ -306,11 +334,17 @@ async def kill(api: Api, call: Call) -> Reply:
     if whom not in ("all", "main"):
         raise InvalidSpec(field="whom", reason="must be all or main")
     if task.state in WAITING:
-        raise NotPossible(id=task.id, state=task.public_state().value, reason="it does not run yet; stop takes it off")
+        raise NotPossible(
+            id=task.id,
+            state=task.public_state().value,
+            reason="it does not run yet; stop takes it off",
+        )
     if number == signal.SIGKILL and whom == "all":
         await api.engine.stop(task.id, StopReason.USER, kill=True)
     else:
-        await api.engine.launcher.insist("kill", id=task.id, attempt=task.attempt, signal=number, whom=whom)
+        await api.engine.launcher.insist(
+            "kill", id=task.id, attempt=task.attempt, signal=number, whom=whom
+        )
     return {}
 
 
@@ -337,7 +371,9 @@ async def remove(api: Api, call: Call) -> Reply:
     """Forget an ended task."""
     task = api.task(call, Access.STEER)
     if task.state not in ENDED:
-        raise NotPossible(id=task.id, state=task.public_state().value, reason="only an ended task can be removed")
+        raise NotPossible(
+            id=task.id, state=task.public_state().value, reason="only an ended task can be removed"
+        )
     await api.engine.remove(task)
     return {}
 
@@ -349,7 +385,14 @@ async def queues(api: Api, call: Call) -> Reply:
         running, waiting, delayed = api.engine.scheduler.counts(name)
         paused = api.engine.scheduler.is_paused(name)
         out.append(
-            {"name": name, "slots": one.slots, "running": running, "waiting": waiting, "delayed": delayed, "paused": paused}
+            {
+                "name": name,
+                "slots": one.slots,
+                "running": running,
+                "waiting": waiting,
+                "delayed": delayed,
+                "paused": paused,
+            }
         )
     return {"queues": out}
 

@@ -58,7 +58,9 @@ def now_usec() -> int:
 class Engine:
     """Live tasks, the scheduler, and the way to the disk and the launcher."""
 
-    def __init__(self, config: Config, storage: Storage, launcher: LauncherLink, boot_id: str) -> None:
+    def __init__(
+        self, config: Config, storage: Storage, launcher: LauncherLink, boot_id: str
+    ) -> None:
         self.config = config
         self.storage = storage
         self.writer = Writer(storage)
@@ -69,6 +71,7 @@ class Engine:
         self.merge_keys: dict[tuple[int, str], int] = {}
         self.waiting_of: dict[int, int] = {}
         self.next_id = storage.next_task_id()
+        self.on_stop: Callable[[Task], None] = lambda task: None
         self.on_stuck: Callable[[int, int], None] = lambda task_id, attempt: None
         self.message_seqs: dict[int, int] = {}
         self.signal_subscribers: list[Callable[[Task, Message], None]] = []
@@ -163,12 +166,17 @@ class Engine:
     def _unindex(self, task: Task) -> None:
         self.live.pop(task.id, None)
         self.scheduler.forget(task.id, task.spec.queue)
-        if task.spec.merge_key is not None and self.merge_keys.get((task.owner_uid, task.spec.merge_key)) == task.id:
+        if (
+            task.spec.merge_key is not None
+            and self.merge_keys.get((task.owner_uid, task.spec.merge_key)) == task.id
+        ):
             del self.merge_keys[task.owner_uid, task.spec.merge_key]
 
     # --- changes --------------------------------------------------------------------------------
 
-    async def change(self, task_id: int, event: Event, *more: Operation, before: Task | None = None) -> Task:
+    async def change(
+        self, task_id: int, event: Event, *more: Operation, before: Task | None = None
+    ) -> Task:
         """One event. Committed when this returns, announced after that. Raises IllegalTransition, KeyError.
 
         ``before``: for a task that has ended, and so is not among the live ones.
@@ -284,6 +292,7 @@ class Engine:
         before = self.live[task_id]
         task = await self.change(task_id, StopAsked(now_usec(), reason))
         if before.state in (State.RUNNING, State.PAUSED):
+            self.on_stop(task)
             if kill:
                 self.job(self.tell_unit("kill", task, signal=9, whom="all"))
             else:
@@ -298,7 +307,9 @@ class Engine:
             if error.name != "NoSuchUnit":
                 log.warning("Task %d: the launcher could not %s it: %s", task.id, op, error)
 
-    async def ended(self, task_id: int, attempt: int, exited: Exited, last: Reported | None) -> None:
+    async def ended(
+        self, task_id: int, attempt: int, exited: Exited, last: Reported | None
+    ) -> None:
         """The attempt's end: committed, then its record is forgotten."""
         task = self.live.get(task_id)
         if task is not None and task.attempt == attempt and task.state in LIVE:
@@ -317,4 +328,8 @@ class Engine:
 
     def queue_limits(self) -> Sequence[tuple[str, dict[str, str]]]:
         """The queues' resource properties, for their slices."""
-        return [(name, dict(one.properties)) for name, one in self.config.queues.items() if one.properties]
+        return [
+            (name, dict(one.properties))
+            for name, one in self.config.queues.items()
+            if one.properties
+        ]

@@ -48,14 +48,18 @@ class LauncherLink:
                 reader, self._writer = await asyncio.open_unix_connection(self._path, limit=LIMIT)
             except OSError as error:
                 if tries == len(RETRY_SECONDS):
-                    log.warning("Cannot reach the launcher at %s: %s; still trying", self._path, error)
+                    log.warning(
+                        "Cannot reach the launcher at %s: %s; still trying", self._path, error
+                    )
                 await asyncio.sleep(RETRY_SECONDS[min(tries, len(RETRY_SECONDS) - 1)])
                 tries += 1
                 continue
             tries = 0
             self.connected.set()
             self._on_connected()
-            with contextlib.suppress(OSError, ValueError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+            with contextlib.suppress(
+                OSError, ValueError, asyncio.IncompleteReadError, asyncio.LimitOverrunError
+            ):
                 while True:
                     self._hear(json.loads((await reader.readuntil(b"\0"))[:-1]))
             self._break()

@@ -73,10 +73,18 @@ def main() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="bgtaskd", description="Runs background tasks, each in a scope of its own.")
-    parser.add_argument("--launcher", choices=("scope", "process"), default="scope", help="how tasks are launched")
-    parser.add_argument("--user", action="store_true", help="serve one user, through systemd --user")
-    parser.add_argument("--state", type=Path, help="where everything is kept (default: /var/lib/bgtaskd)")
+    parser = argparse.ArgumentParser(
+        prog="bgtaskd", description="Runs background tasks, each in a scope of its own."
+    )
+    parser.add_argument(
+        "--launcher", choices=("scope", "process"), default="scope", help="how tasks are launched"
+    )
+    parser.add_argument(
+        "--user", action="store_true", help="serve one user, through systemd --user"
+    )
+    parser.add_argument(
+        "--state", type=Path, help="where everything is kept (default: /var/lib/bgtaskd)"
+    )
     parser.add_argument("--socket", type=Path, help="where to listen, unless systemd does")
     parser.add_argument("--config", help=f"the configuration (default: {PATH})")
     parser.add_argument("--version", action="version", version=f"bgtaskd {bgtaskd.__version__}")
@@ -89,8 +97,15 @@ def _places(arguments: argparse.Namespace) -> Places:
         run, database, mode = state / "run", state / "state.db", "process"
         config, conf_d = str(state / "bgtaskd.yaml"), str(state / "conf.d")
     elif arguments.user:
-        state = arguments.state or Path(os.environ.get("XDG_STATE_HOME", Path.home() / ".local/state")) / "bgtaskd"
-        run, database, mode = Path(os.environ["XDG_RUNTIME_DIR"]) / "bgtaskd", state / "state.db", "user"
+        state = (
+            arguments.state
+            or Path(os.environ.get("XDG_STATE_HOME", Path.home() / ".local/state")) / "bgtaskd"
+        )
+        run, database, mode = (
+            Path(os.environ["XDG_RUNTIME_DIR"]) / "bgtaskd",
+            state / "state.db",
+            "user",
+        )
         home = Path(os.environ.get("XDG_CONFIG_HOME", Path.home() / ".config")) / "bgtaskd"
         config, conf_d = str(home / "bgtaskd.yaml"), str(home / "conf.d")
     else:
@@ -108,7 +123,12 @@ class _Format:
     def pick() -> str:
         if "JOURNAL_STREAM" not in os.environ:
             return "bgtaskd: %(levelname)s: %(message)s"
-        for level, priority in ((logging.DEBUG, 7), (logging.INFO, 6), (logging.WARNING, 4), (logging.ERROR, 3)):
+        for level, priority in (
+            (logging.DEBUG, 7),
+            (logging.INFO, 6),
+            (logging.WARNING, 4),
+            (logging.ERROR, 3),
+        ):
             logging.addLevelName(level, f"<{priority}>")
         return "%(levelname)s%(message)s"
 
@@ -135,7 +155,12 @@ class Daemon:
         self._engine = Engine(self._config, storage, link, boot_id)
         own_uid = None if places.mode == "scope" else os.getuid()
         self._supervisors = Supervisors(self._engine, str(places.state / "exits"), os.getuid())
-        self._api = Api(self._engine, self._supervisors, Policy(self._config.policy, own_uid=own_uid), places.mode)
+        self._api = Api(
+            self._engine,
+            self._supervisors,
+            Policy(self._config.policy, own_uid=own_uid),
+            places.mode,
+        )
         self._api.tasks_dir = str(places.state / "tasks")
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -191,9 +216,15 @@ class Daemon:
         argv = [sys.executable, "-m", "bgtaskd.launcher.main", "--mode=process"]
         argv += [f"--state={places.state}", f"--run={places.run}"]
         root = str(Path(bgtaskd.__file__).parent.parent)
-        env = {key: value for key, value in os.environ.items() if key not in ("NOTIFY_SOCKET", "LISTEN_FDS")}
+        env = {
+            key: value
+            for key, value in os.environ.items()
+            if key not in ("NOTIFY_SOCKET", "LISTEN_FDS")
+        }
         path = os.pathsep.join(filter(None, (root, env.get("PYTHONPATH"))))
-        self._launcher_process = subprocess.Popen(argv, env={**env, "PYTHONPATH": path}, stdin=subprocess.DEVNULL)
+        self._launcher_process = subprocess.Popen(
+            argv, env={**env, "PYTHONPATH": path}, stdin=subprocess.DEVNULL
+        )
 
     async def _start_bus(self) -> None:
         if self._places.mode == "process":
@@ -217,7 +248,9 @@ class Daemon:
         except ConfigErrors as errors:
             for one in errors.errors:
                 log.error("%s", one)
-            self._notifier.notify("READY=1\nSTATUS=Kept the old configuration: the new one has mistakes")
+            self._notifier.notify(
+                "READY=1\nSTATUS=Kept the old configuration: the new one has mistakes"
+            )
             return
         self._config = config
         self._engine.configure(config)
@@ -259,7 +292,10 @@ def _sockets(places: Places) -> dict[str, socket.socket]:
         for number, name in enumerate(names[: int(os.environ.get("LISTEN_FDS", "0"))]):
             given[name] = socket.socket(fileno=FIRST_FD + number)
             os.set_inheritable(FIRST_FD + number, False)
-    for name, path in (("control", places.control), ("supervisors", places.run / "supervisors.sock")):
+    for name, path in (
+        ("control", places.control),
+        ("supervisors", places.run / "supervisors.sock"),
+    ):
         if name not in given:
             given[name] = _listen(path)
     for sock in given.values():

@@ -41,15 +41,22 @@ class Policy:
         except KeyError:
             what = f"uid {peer.uid}" if user is None else repr(user)
             raise InvalidSpec(field="user", reason=f"there is no user {what}") from None
-        named = any(entry.pw_name in rule.run_as and self._applies(rule, peer) for rule in self._config.run_as)
+        named = any(
+            entry.pw_name in rule.run_as and self._applies(rule, peer)
+            for rule in self._config.run_as
+        )
         if named:
             return entry
         if self._own_uid is not None and entry.pw_uid != self._own_uid:
             raise PermissionDenied(reason="this daemon runs tasks only as its own user")
         if entry.pw_uid != peer.uid and peer.uid != 0:
-            raise PermissionDenied(reason=f"running as {entry.pw_name} needs a rule under policy: run_as: in bgtaskd.yaml")
+            raise PermissionDenied(
+                reason=f"running as {entry.pw_name} needs a rule under policy: run_as: in bgtaskd.yaml"
+            )
         if entry.pw_uid == 0 and self._own_uid != 0 and not self._config.allow_root:
-            raise PermissionDenied(reason="running as root needs policy: allow_root: true in bgtaskd.yaml; or name a user")
+            raise PermissionDenied(
+                reason="running as root needs policy: allow_root: true in bgtaskd.yaml; or name a user"
+            )
         return entry
 
     def _applies(self, rule: object, peer: Peer) -> bool:

@@ -83,7 +83,9 @@ def _retry_on(given: Mapping[str, Any]) -> tuple[Result, ...] | None:
     known = {one.value: one for one in Result if one not in NEVER_RETRIED}
     for one in given["retry_on"]:
         if one not in known:
-            raise InvalidSpec(field="retry_on", reason=f"{one[:64]!r} is none of {', '.join(known)}")
+            raise InvalidSpec(
+                field="retry_on", reason=f"{one[:64]!r} is none of {', '.join(known)}"
+            )
     return tuple(known[one] for one in given["retry_on"])
 
 

@@ -77,7 +77,13 @@ async def watch(api: Api, call: Call) -> AsyncGenerator[Streamed, None]:
             task = api.task(call, _see(), task_id)
             if task.state in ENDED:
                 left.discard(task_id)
-            yield {"event": "finished" if task.state in ENDED else "changed", "task": api.shown(task)}, bool(left)
+            yield (
+                {
+                    "event": "finished" if task.state in ENDED else "changed",
+                    "task": api.shown(task),
+                },
+                bool(left),
+            )
             if not left:
                 return
         while left:
@@ -111,7 +117,9 @@ async def wait(api: Api, call: Call) -> AsyncGenerator[Streamed, None]:
                 left.discard(task_id)
                 yield {"task": api.shown(task)}, bool(left)
         while left:
-            change = await changes.next(None if deadline is None else max(0.0, deadline - loop.time()))
+            change = await changes.next(
+                None if deadline is None else max(0.0, deadline - loop.time())
+            )
             if change is None:
                 raise TimedOut(timeout_usec=timeout)
             task = change[1]
@@ -140,7 +148,9 @@ async def output(api: Api, call: Call) -> AsyncGenerator[Streamed, None]:
     grew = asyncio.Event()
     waiters = api.supervisors.output_waiters.setdefault(task.id, set())
     waiters.add(grew)
-    leave = api.engine.subscribe(lambda kind, one: grew.set() if one.id == task.id and kind != "changed" else None)
+    leave = api.engine.subscribe(
+        lambda kind, one: grew.set() if one.id == task.id and kind != "changed" else None
+    )
     try:
         while True:
             grew.clear()
@@ -154,8 +164,16 @@ async def output(api: Api, call: Call) -> AsyncGenerator[Streamed, None]:
             eof = next_offset >= chunk.total
             more = call.more and (not eof or bool(given.get("follow") and not over))
             if data or not more:
-                text = data.decode("utf-8", "replace") if encoding == "utf-8" else base64.b64encode(data).decode()
-                place = {"offset": chunk.offset, "next_offset": next_offset, "dropped": chunk.dropped}
+                text = (
+                    data.decode("utf-8", "replace")
+                    if encoding == "utf-8"
+                    else base64.b64encode(data).decode()
+                )
+                place = {
+                    "offset": chunk.offset,
+                    "next_offset": next_offset,
+                    "dropped": chunk.dropped,
+                }
                 yield {"data": text, **place, "eof": eof and over}, more
             if not more:
                 return
@@ -176,7 +194,17 @@ def _whole_characters(data: bytes) -> bytes:
         byte = data[-back]
         if byte & 0xC0 == 0x80:
             continue
-        need = 1 if byte < 0x80 else 2 if byte >> 5 == 6 else 3 if byte >> 4 == 14 else 4 if byte >> 3 == 30 else 1
+        need = (
+            1
+            if byte < 0x80
+            else 2
+            if byte >> 5 == 6
+            else 3
+            if byte >> 4 == 14
+            else 4
+            if byte >> 3 == 30
+            else 1
+        )
         return data if need <= back else data[:-back]
     return data
 

@@ -45,16 +45,25 @@ class Supervisors:
         self.connections: dict[tuple[int, int], Call] = {}
         self.output_waiters: dict[int, set[asyncio.Event]] = {}
         engine.on_stuck = self.look_later
+        engine.on_stop = self.told_to_stop
 
     async def serve(self, sock: socket.socket) -> None:
         """Begin to take calls."""
-        await asyncio.get_running_loop().create_unix_server(lambda: Call(self, self._uid), sock=sock, backlog=4096)
+        await asyncio.get_running_loop().create_unix_server(
+            lambda: Call(self, self._uid), sock=sock, backlog=4096
+        )
 
     def feed(self, task: Task, progress: Mapping[str, Any]) -> None:
         """A report came by another way: the supervisor's stall clock starts anew."""
         call = self.connections.get((task.id, task.attempt))
         if call is not None:
             call.send({"fed": True, "progress": dict(progress)})
+
+    def told_to_stop(self, task: Task) -> None:
+        """The end that is coming was asked for: the supervisor need not wonder why."""
+        call = self.connections.get((task.id, task.attempt))
+        if call is not None:
+            call.send({"stopping": True})
 
     # --- what supervisors say -------------------------------------------------------------------
 
@@ -66,7 +75,11 @@ class Supervisors:
         task = engine.live.get(key[0])
         if task is None and engine.storage.get(key[0]) is None:
             task = _from_card(said)
-            log.warning("Task %d (%s) runs but was not in the database; it is taken over", task.id, task.spec.name)
+            log.warning(
+                "Task %d (%s) runs but was not in the database; it is taken over",
+                task.id,
+                task.spec.name,
+            )
             engine.adopt(task)
         if task is None or task.attempt != key[1]:
             return
@@ -94,10 +107,14 @@ class Supervisors:
         try:
             if "started" in said and task.state is State.STARTING:
                 call = self.connections.get(key)
-                await engine.change(task.id, Started(said["started"], said.get("pid") or (call.pid if call else 0)))
+                await engine.change(
+                    task.id, Started(said["started"], said.get("pid") or (call.pid if call else 0))
+                )
                 asked = engine.live.get(task.id)
                 if asked is not None and asked.stop_reason is not None:
-                    await engine.tell_unit("stop", asked, stop_timeout_usec=engine.stop_timeout(asked))
+                    await engine.tell_unit(
+                        "stop", asked, stop_timeout_usec=engine.stop_timeout(asked)
+                    )
             elif "report" in said:
                 engine.report(task.id, _reported(said["report"]))
             elif "output_bytes" in said:
@@ -146,12 +163,19 @@ class Supervisors:
 
     def look_later(self, task_id: int, attempt: int, delay: float = GRACE_SECONDS) -> None:
         """See in a while what has become of an attempt."""
-        asyncio.get_running_loop().call_later(delay, lambda: self.engine.job(self.look(task_id, attempt)))
+        asyncio.get_running_loop().call_later(
+            delay, lambda: self.engine.job(self.look(task_id, attempt))
+        )
 
     async def look(self, task_id: int, attempt: int) -> None:
         """What has become of an attempt whose supervisor is not connected."""
         task = self.engine.live.get(task_id)
-        if task is None or task.attempt != attempt or task.state not in LIVE or (task_id, attempt) in self.connections:
+        if (
+            task is None
+            or task.attempt != attempt
+            or task.state not in LIVE
+            or (task_id, attempt) in self.connections
+        ):
             return
         record = self.record(task_id, attempt)
         if record and "exit" in record:
@@ -284,7 +308,13 @@ def _reported(report: Mapping[str, Any]) -> Reported:
 
 def _from_card(said: Mapping[str, Any]) -> Task:
     card, now = said["card"], now_usec()
-    spec = TaskSpec(kind=card["kind"], name=card["name"], argv=(card["name"],), queue=card["queue"], user=card["user"])
+    spec = TaskSpec(
+        kind=card["kind"],
+        name=card["name"],
+        argv=(card["name"],),
+        queue=card["queue"],
+        user=card["user"],
+    )
     return Task(
         id=said["id"],
         spec=spec,

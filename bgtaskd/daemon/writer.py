@@ -95,7 +95,10 @@ class Writer:
             await loop.run_in_executor(self._thread, self._storage.apply, operations)
         except StorageError as error:
             if self.failure is None:
-                log.error("Cannot write the database: %s. Accepted tasks are kept, new ones refused.", error)
+                log.error(
+                    "Cannot write the database: %s. Accepted tasks are kept, new ones refused.",
+                    error,
+                )
             self.failure = error
             return False
         if self.failure is not None:

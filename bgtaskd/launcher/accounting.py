@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-
 WATCHED = ("cgroup.events", "cpu.stat", "memory.peak", "memory.events", "io.stat")
 
 
@@ -43,11 +42,7 @@ class Cgroup:
 
     def __init__(self, path: str, names: tuple[str, ...] = WATCHED) -> None:
         self.path = path
-        self._fds = {
-            name: fd
-            for name in names
-            if (fd := _open(f"{path}/{name}")) is not None
-        }
+        self._fds = {name: fd for name in names if (fd := _open(f"{path}/{name}")) is not None}
 
     def fd(self, name: str) -> int | None:
         """The descriptor of one file, for poll() with POLLPRI."""
@@ -63,7 +58,9 @@ class Cgroup:
         """The totals so far."""
         peak = self._read("memory.peak").strip()
         read, written = self._io()
-        return Usage(self.values("cpu.stat").get("usage_usec"), int(peak) if peak else None, read, written)
+        return Usage(
+            self.values("cpu.stat").get("usage_usec"), int(peak) if peak else None, read, written
+        )
 
     def close(self) -> None:
         """Close the descriptors."""

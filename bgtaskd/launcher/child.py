@@ -58,7 +58,9 @@ def _exec(program: Program, stdout: int, stderr: int, failed: int) -> None:
         try:
             os.chdir(program.cwd)
         except OSError as error:
-            raise OSError(error.errno, f"cannot enter the directory: {error.strerror}", program.cwd) from None
+            raise OSError(
+                error.errno, f"cannot enter the directory: {error.strerror}", program.cwd
+            ) from None
     else:
         try:
             os.chdir(home["HOME"])

@@ -48,7 +48,12 @@ class Launch:
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
         out = {item.name: getattr(self, item.name) for item in fields(self)}
-        return {**out, "argv": list(self.argv), "env": dict(self.env), "properties": dict(self.properties)}
+        return {
+            **out,
+            "argv": list(self.argv),
+            "env": dict(self.env),
+            "properties": dict(self.properties),
+        }
 
 
 def read_launch(message: Mapping[str, Any]) -> Launch:

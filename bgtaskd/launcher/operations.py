@@ -16,7 +16,18 @@ from typing import Any, Final, Protocol
 
 import bgtaskd
 from bgtaskd.launcher import records
-from bgtaskd.launcher.messages import ID_MAX, QUEUE, BadMessage, Launch, attempt_of, integer, mapping, parsed, read_launch, text
+from bgtaskd.launcher.messages import (
+    ID_MAX,
+    QUEUE,
+    BadMessage,
+    Launch,
+    attempt_of,
+    integer,
+    mapping,
+    parsed,
+    read_launch,
+    text,
+)
 from bgtaskd.launcher.policy import UidPolicy
 from bgtaskd.launcher.processes import Processes
 from bgtaskd.model import scope_name, slice_name
@@ -217,7 +228,9 @@ class Operations:
             ("CollectMode", "s", "inactive-or-failed"),
             ("TimeoutStopUSec", "t", launch.stop_timeout_usec),
         ]
-        properties += [one.systemd for one in parsed(launch.properties).values() if one.systemd is not None]
+        properties += [
+            one.systemd for one in parsed(launch.properties).values() if one.systemd is not None
+        ]
         unit = scope_name(launch.id, launch.attempt)
 
         def done(result: str) -> None:
@@ -225,7 +238,9 @@ class Operations:
                 with contextlib.suppress(OSError):
                     starting.socket.send(b"g")
             else:
-                self._over(starting, {"error": "Resources", "reason": f"the scope's start job: {result}"})
+                self._over(
+                    starting, {"error": "Resources", "reason": f"the scope's start job: {result}"}
+                )
 
         try:
             self._systemd.start_scope(unit, properties, done)
@@ -335,7 +350,13 @@ class Operations:
             ended = bool(record) and "exit" in (record or {})
             alive = bool(record) and not ended and self._is_alive(record or {})
             out.append(
-                {"id": task_id, "attempt": attempt, "record": record is not None, "ended": ended, "alive": alive}
+                {
+                    "id": task_id,
+                    "attempt": attempt,
+                    "record": record is not None,
+                    "ended": ended,
+                    "alive": alive,
+                }
             )
         answer({"ok": {"attempts": out}})
 
@@ -376,7 +397,11 @@ def _attempts(message: Mapping[str, Any]) -> list[tuple[int, int]]:
         raise BadMessage("attempts", "a list of at most 10000 [id, attempt]")
     out = []
     for one in value:
-        if not (isinstance(one, list) and len(one) == 2 and all(type(part) is int and part > 0 for part in one)):
+        if not (
+            isinstance(one, list)
+            and len(one) == 2
+            and all(type(part) is int and part > 0 for part in one)
+        ):
             raise BadMessage("attempts", "a list of [id, attempt]")
         out.append((one[0], one[1]))
     return out

@@ -15,6 +15,7 @@ from typing import Any
 
 from bgtaskd.launcher import records
 
+
 class Processes:
     """Tasks as sessions. ``leader_of`` gives the task's own pid, if it still is that process."""
 

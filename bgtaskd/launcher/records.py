@@ -28,7 +28,9 @@ def create(directory: int, record: dict[str, Any]) -> None:
     """
     name = name_of(record["id"], record["attempt"])
     try:
-        fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640, dir_fd=directory)
+        fd = os.open(
+            name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640, dir_fd=directory
+        )
     except FileExistsError:
         old = read(directory, record["id"], record["attempt"])
         if old is None or old.get("exit", {}).get("result") != "not-started":

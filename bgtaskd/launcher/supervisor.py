@@ -12,11 +12,9 @@ If the launcher's end of the socket closes before "go", nothing has run: the rec
 
 from __future__ import annotations
 
-import json
 import os
 import select
 import signal
-import socket
 import time
 from dataclasses import dataclass
 from typing import Any, Final
@@ -44,20 +42,24 @@ class Places:
     tasks: int
     notify: str
     home: str
-    group: int
     has_scopes: bool
 
 
 class Supervisor:
     """The attempt's whole life, one poll() loop."""
 
-    def __init__(self, launch: Launch, program: child.Program, runtime_max: int | None, places: Places) -> None:
+    def __init__(
+        self, launch: Launch, program: child.Program, runtime_max: int | None, places: Places
+    ) -> None:
         self.launch = launch
         self.program = program
         self.runtime_max = runtime_max
         self.places = places
         self.unit = scope_name(launch.id, launch.attempt)
-        self.card = {key: getattr(launch, key) for key in ("name", "kind", "queue", "uid", "user", "owner_uid")}
+        self.card = {
+            key: getattr(launch, key)
+            for key in ("name", "kind", "queue", "uid", "user", "owner_uid")
+        }
         self.boot_id = records.boot_id()
         self.pid = -1
         self.pidfd = -1
@@ -67,6 +69,7 @@ class Supervisor:
         self.progress: dict[str, Any] = {}
         self.frozen_since: float | None = None
         self.stalled = self.timed_out = self.shutting_down = self.left_over_told = False
+        self.stop_asked = False
         self.oom_kills = 0
         self.cgroup: Cgroup | None = None
         self.pipes: dict[int, int] = {}
@@ -77,7 +80,7 @@ class Supervisor:
         self.unsent_output = False
         self.next_tell = 0.0
         self.home = Home(places.home, self.hello)
-        self.output = OutputFile(places.tasks, launch.id, launch.attempt, launch.output_cap, places.group)
+        self.output = OutputFile(places.tasks, launch.id, launch.attempt, launch.output_cap)
         self.capture = Capture(self.output, Journal(), self._journal_fields(), launch.journal_burst)
         self.notify = NotifySocket(f"{places.notify}/{launch.id}.{launch.attempt}.sock", launch.uid)
 
@@ -184,7 +187,9 @@ class Supervisor:
             if home != self.home.fileno():
                 home = self.home.fileno()
             if home >= 0:
-                poll.register(home, select.POLLIN | (select.POLLOUT if self.home.wants_to_write else 0))
+                poll.register(
+                    home, select.POLLIN | (select.POLLOUT if self.home.wants_to_write else 0)
+                )
             for fd, _ in poll.poll(self._timeout()):
                 if fd == self.pidfd:
                     waiting = False
@@ -220,7 +225,11 @@ class Supervisor:
         now = time.monotonic()
         if self.home.deadline is not None and now >= self.home.deadline:
             self.home.connect()
-        if self.stall_deadline is not None and now >= self.stall_deadline and self.frozen_since is None:
+        if (
+            self.stall_deadline is not None
+            and now >= self.stall_deadline
+            and self.frozen_since is None
+        ):
             self.stall_deadline, self.stalled = None, True
             self.home.send({"stalled": True})
         if self.deadline is not None and now >= self.deadline and self.frozen_since is None:
@@ -286,6 +295,8 @@ class Supervisor:
         for message in self.home.receive():
             if message.get("fed"):
                 self._feed()
+            if message.get("stopping"):
+                self.stop_asked = True
             if isinstance(message.get("progress"), dict):
                 self.progress.update(message["progress"])
 
@@ -354,7 +365,7 @@ class Supervisor:
         if self.oom_kills:
             return "oom-kill"
         number = os.WTERMSIG(self.status)
-        if number in (signal.SIGTERM, signal.SIGKILL):
+        if number in (signal.SIGTERM, signal.SIGKILL) and not self.stop_asked:
             if self.runtime_max is not None and self._ran_usec() >= self.runtime_max:
                 return "timeout"
             if self._is_shutting_down():
@@ -383,7 +394,9 @@ class Supervisor:
         use = self.rusage
         if use is not None:
             usage = Usage(
-                usage.cpu_usec if usage.cpu_usec is not None else int((use.ru_utime + use.ru_stime) * 1e6),
+                usage.cpu_usec
+                if usage.cpu_usec is not None
+                else int((use.ru_utime + use.ru_stime) * 1e6),
                 usage.memory_peak if usage.memory_peak is not None else use.ru_maxrss * 1024,
                 usage.io_read_bytes if usage.io_read_bytes is not None else use.ru_inblock * 512,
                 usage.io_write_bytes if usage.io_write_bytes is not None else use.ru_oublock * 512,

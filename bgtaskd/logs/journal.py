@@ -27,7 +27,9 @@ class Journal:
     def __init__(self, path: str = SOCKET) -> None:
         self._path = path
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
-        self._socket.settimeout(5)  # journald may be restarting; a dead one must not hold the task for ever
+        self._socket.settimeout(
+            5
+        )  # journald may be restarting; a dead one must not hold the task for ever
         self._connect()
 
     def _connect(self) -> bool:

@@ -30,13 +30,12 @@ def file_name(attempt: int) -> str:
 class OutputFile:
     """The writing end. The directory and the file are made with the first byte."""
 
-    def __init__(self, tasks_dir: int, task_id: int, attempt: int, cap: int, group: int = -1) -> None:
+    def __init__(self, tasks_dir: int, task_id: int, attempt: int, cap: int) -> None:
         self._tasks_dir = tasks_dir
         self._id = str(task_id)
         self._name = file_name(attempt)
         self._head = max(1, cap // 4)
         self._cap = cap
-        self._group = group
         self._fd = -1
         self._dir = -1
         self._size = 0
@@ -76,14 +75,11 @@ class OutputFile:
             pass
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
         self._dir = os.open(self._id, flags, dir_fd=self._tasks_dir)
-        os.fchown(self._dir, -1, self._group)
         self._fd = self._create(self._name)
 
     def _create(self, name: str) -> int:
         flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-        fd = os.open(name, flags, 0o640, dir_fd=self._dir)
-        os.fchown(fd, -1, self._group)
-        return fd
+        return os.open(name, flags, 0o640, dir_fd=self._dir)
 
     def _append(self, data: bytes) -> None:
         view = memoryview(data)
@@ -115,9 +111,7 @@ class OutputFile:
         except OSError:
             os.close(fresh)
             raise
-        os.rename(
-            self._name + ".new", self._name, src_dir_fd=self._dir, dst_dir_fd=self._dir
-        )
+        os.rename(self._name + ".new", self._name, src_dir_fd=self._dir, dst_dir_fd=self._dir)
         os.close(self._fd)
         self._fd = fresh
         self.dropped = dropped

@@ -27,7 +27,9 @@ class Decoder:
 
     def feed(self, data: bytes) -> list[dict[str, Any]]:
         """The messages that are whole now. Raises MalformedMessage."""
-        *whole, rest = (self._buffer + data).split(b"\0") if b"\0" in data else (self._buffer + data,)
+        *whole, rest = (
+            (self._buffer + data).split(b"\0") if b"\0" in data else (self._buffer + data,)
+        )
         if len(rest) >= self._limit or any(len(one) >= self._limit for one in whole):
             self._buffer.clear()
             raise MalformedMessage(f"a message is longer than {self._limit} bytes")

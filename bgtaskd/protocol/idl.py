@@ -11,7 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-TOKEN: Final = re.compile(r"\s*(?:#[^\n]*)?(->|\?|\[\]|\[string\]|[(),:]|[A-Za-z][A-Za-z0-9_.\-]*)?", re.ASCII)
+TOKEN: Final = re.compile(
+    r"\s*(?:#[^\n]*)?(->|\?|\[\]|\[string\]|[(),:]|[A-Za-z][A-Za-z0-9_.\-]*)?", re.ASCII
+)
 
 
 class InvalidParameter(Exception):
@@ -80,7 +82,9 @@ class Interface:
         prefix = f"{path}." if path else ""
         for key in value:
             if key not in kind.fields:
-                raise InvalidParameter(f"{prefix}{key[:64]}", f"unknown; known are {', '.join(kind.fields)}")
+                raise InvalidParameter(
+                    f"{prefix}{key[:64]}", f"unknown; known are {', '.join(kind.fields)}"
+                )
         for key, one in kind.fields.items():
             if key not in value and one.kind != "maybe":
                 raise InvalidParameter(prefix + key, "missing")
@@ -144,7 +148,11 @@ class _Parser:
             if self._peek() == ",":
                 self._next()
         self._expect(")")
-        return Type("enum", values=tuple(names)) if names and not fields else Type("struct", fields=fields)
+        return (
+            Type("enum", values=tuple(names))
+            if names and not fields
+            else Type("struct", fields=fields)
+        )
 
     def _type(self) -> Type:
         match self._peek():

@@ -26,7 +26,9 @@ class Peer:
 def peer_of(sock: socket.socket) -> Peer:
     """The peer's credentials when it connected; nobody where the kernel does not tell."""
     try:
-        pid, uid, gid = struct.unpack("iII", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        pid, uid, gid = struct.unpack(
+            "iII", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        )
     except OSError:
         return Peer()
     try:

@@ -95,7 +95,10 @@ class Connection(asyncio.Protocol):
         transport.set_write_buffer_limits(high=256 * 1024)
         self.peer = peer_of(transport.get_extra_info("socket"))
         counts, limits = self._server.connections, self._server.limits
-        if counts[self.peer.uid] >= limits.connections_per_user or counts.total() >= limits.connections:
+        if (
+            counts[self.peer.uid] >= limits.connections_per_user
+            or counts.total() >= limits.connections
+        ):
             self._refuse(f"{limits.connections_per_user} connections of one user are open already")
             return
         counts[self.peer.uid] += 1
@@ -127,7 +130,9 @@ class Connection(asyncio.Protocol):
         try:
             messages = self._decoder.feed(data)
         except MalformedMessage as error:
-            self._write({"error": f"{SERVICE}.InvalidParameter", "parameters": {"parameter": str(error)}})
+            self._write(
+                {"error": f"{SERVICE}.InvalidParameter", "parameters": {"parameter": str(error)}}
+            )
             self._transport.close()
             return
         self._watch_half_message()
@@ -182,17 +187,26 @@ class Connection(asyncio.Protocol):
             raise
         except Exception:
             log.exception("%s failed", message.get("method"))
-            reply = {"error": f"{OURS}.StorageFailed", "parameters": {"reason": "an internal error; see the journal"}}
+            reply = {
+                "error": f"{OURS}.StorageFailed",
+                "parameters": {"reason": "an internal error; see the journal"},
+            }
         if not oneway:
             self._write(reply)
             await self._writable.wait()
 
-    async def _stream(self, call: Call, stream: AsyncGenerator[Streamed, None], oneway: bool) -> None:
+    async def _stream(
+        self, call: Call, stream: AsyncGenerator[Streamed, None], oneway: bool
+    ) -> None:
         """Send each reply as it comes. A caller who did not say `more` gets the first, and no other."""
         async with contextlib.aclosing(stream):
             async for reply, continues in stream:
                 if not oneway:
-                    self._write({"parameters": reply, "continues": True} if continues and call.more else {"parameters": reply})
+                    self._write(
+                        {"parameters": reply, "continues": True}
+                        if continues and call.more
+                        else {"parameters": reply}
+                    )
                     await self._writable.wait()
                 if not (continues and call.more) or self._transport.is_closing():
                     return
@@ -237,7 +251,9 @@ class Connection(asyncio.Protocol):
         for one in (ours, service):
             if one.name == call.parameters["interface"]:
                 return {"description": one.text}
-        raise RemoteError(f"{SERVICE}.InterfaceNotFound", {"interface": call.parameters["interface"][:200]})
+        raise RemoteError(
+            f"{SERVICE}.InterfaceNotFound", {"interface": call.parameters["interface"][:200]}
+        )
 
     def _write(self, message: dict[str, Any]) -> None:
         if self._transport.is_closing():
@@ -250,5 +266,8 @@ class Connection(asyncio.Protocol):
 def _invalid(error: InvalidParameter) -> dict[str, Any]:
     if error.parameter.startswith("spec."):
         field = error.parameter.removeprefix("spec.")
-        return {"error": f"{OURS}.InvalidSpec", "parameters": {"field": field, "reason": error.reason}}
+        return {
+            "error": f"{OURS}.InvalidSpec",
+            "parameters": {"field": field, "reason": error.reason},
+        }
     return {"error": f"{SERVICE}.InvalidParameter", "parameters": {"parameter": error.parameter}}

@@ -132,7 +132,9 @@ class Storage(Protocol):
     def flags(self) -> dict[str, str]:
         """All flags."""
 
-    def ended_before(self, success: int | None, any_result: int | None, limit: int) -> Sequence[int]:
+    def ended_before(
+        self, success: int | None, any_result: int | None, limit: int
+    ) -> Sequence[int]:
         """Ids of tasks whose retention is over: ended successfully before ``success``, or at all before
         ``any_result`` (microseconds; None: kept for ever)."""
 

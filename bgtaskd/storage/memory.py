@@ -77,7 +77,9 @@ class MemoryStorage:
 
     def list(self, query: Query) -> Sequence[Task]:
         """See Storage."""
-        found = [task for _, task in sorted(self._tasks.items(), reverse=True) if _matches(task, query)]
+        found = [
+            task for _, task in sorted(self._tasks.items(), reverse=True) if _matches(task, query)
+        ]
         return found[: query.limit]
 
     def counts(self) -> dict[State, int]:
@@ -103,7 +105,9 @@ class MemoryStorage:
         """See Storage."""
         return dict(self._flags)
 
-    def ended_before(self, success: int | None, any_result: int | None, limit: int) -> Sequence[int]:
+    def ended_before(
+        self, success: int | None, any_result: int | None, limit: int
+    ) -> Sequence[int]:
         """See Storage."""
         out = []
         for task in self._tasks.values():

@@ -8,7 +8,6 @@ import json
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, Final
 
@@ -123,7 +122,9 @@ class SqliteStorage:
     def next_task_id(self) -> int:
         """See Storage."""
         with _translated():
-            row = self._reader.execute("SELECT seq FROM sqlite_sequence WHERE name = 'task'").fetchone()
+            row = self._reader.execute(
+                "SELECT seq FROM sqlite_sequence WHERE name = 'task'"
+            ).fetchone()
             return int(row[0]) + 1 if row else 1
 
     def raise_next_task_id(self, task_id: int) -> None:
@@ -171,20 +172,27 @@ class SqliteStorage:
         """See Storage."""
         with _translated():
             rows = self._reader.execute(
-                "SELECT seq, name, payload, created FROM message WHERE task_id = ? ORDER BY seq", (task_id,)
+                "SELECT seq, name, payload, created FROM message WHERE task_id = ? ORDER BY seq",
+                (task_id,),
             ).fetchall()
-        return [Message(task_id, seq, name, json.loads(payload), at) for seq, name, payload, at in rows]
+        return [
+            Message(task_id, seq, name, json.loads(payload), at) for seq, name, payload, at in rows
+        ]
 
     def last_message_seq(self, task_id: int) -> int:
         """See Storage."""
         with _translated():
-            row = self._reader.execute("SELECT seq FROM message_seq WHERE task_id = ?", (task_id,)).fetchone()
+            row = self._reader.execute(
+                "SELECT seq FROM message_seq WHERE task_id = ?", (task_id,)
+            ).fetchone()
         return int(row[0]) if row else 0
 
     def config(self, task_id: int) -> Any:
         """See Storage."""
         with _translated():
-            row = self._reader.execute("SELECT config FROM config WHERE task_id = ?", (task_id,)).fetchone()
+            row = self._reader.execute(
+                "SELECT config FROM config WHERE task_id = ?", (task_id,)
+            ).fetchone()
         return json.loads(row[0]) if row else None
 
     def flags(self) -> dict[str, str]:
@@ -192,7 +200,9 @@ class SqliteStorage:
         with _translated():
             return dict(self._reader.execute("SELECT name, value FROM flag").fetchall())
 
-    def ended_before(self, success: int | None, any_result: int | None, limit: int) -> Sequence[int]:
+    def ended_before(
+        self, success: int | None, any_result: int | None, limit: int
+    ) -> Sequence[int]:
         """See Storage."""
         with _translated():
             rows = self._reader.execute(
@@ -228,7 +238,9 @@ def open_storage(path: Path) -> tuple[SqliteStorage, Path | None]:
         storage.unended()
         storage.counts()
     except StorageCorrupt:
-        aside = path.with_name(f"{path.name}.corrupt-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}")
+        aside = path.with_name(
+            f"{path.name}.corrupt-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}"
+        )
         for suffix in ("", "-wal", "-shm"):
             with contextlib.suppress(FileNotFoundError):
                 path.with_name(path.name + suffix).rename(aside.with_name(aside.name + suffix))
@@ -251,9 +263,13 @@ def _connect(path: Path) -> sqlite3.Connection:
 def _migrate(connection: sqlite3.Connection) -> None:
     version = connection.execute("PRAGMA user_version").fetchone()[0]
     if version > len(MIGRATIONS):
-        raise StorageError(f"the database is of a newer bgtaskd (schema {version}, this one knows {len(MIGRATIONS)})")
+        raise StorageError(
+            f"the database is of a newer bgtaskd (schema {version}, this one knows {len(MIGRATIONS)})"
+        )
     for number in range(version, len(MIGRATIONS)):
-        connection.executescript(f"BEGIN IMMEDIATE; {MIGRATIONS[number]} PRAGMA user_version = {number + 1}; COMMIT;")
+        connection.executescript(
+            f"BEGIN IMMEDIATE; {MIGRATIONS[number]} PRAGMA user_version = {number + 1}; COMMIT;"
+        )
 
 
 @contextlib.contextmanager
@@ -334,7 +350,10 @@ def _remove_task(connection: sqlite3.Connection, operation: RemoveTask) -> None:
 def _put_message(connection: sqlite3.Connection, operation: PutMessage) -> None:
     one = operation.message
     payload = json.dumps(one.payload)
-    connection.execute("INSERT INTO message VALUES (?, ?, ?, ?, ?)", (one.task_id, one.seq, one.name, payload, one.created))
+    connection.execute(
+        "INSERT INTO message VALUES (?, ?, ?, ?, ?)",
+        (one.task_id, one.seq, one.name, payload, one.created),
+    )
     connection.execute("INSERT OR REPLACE INTO message_seq VALUES (?, ?)", (one.task_id, one.seq))
 
 
@@ -343,19 +362,25 @@ def _clear_messages(connection: sqlite3.Connection, operation: ClearMessages) ->
         connection.execute("DELETE FROM message WHERE task_id = ?", (operation.task_id,))
     else:
         connection.executemany(
-            "DELETE FROM message WHERE task_id = ? AND seq = ?", [(operation.task_id, seq) for seq in operation.seqs]
+            "DELETE FROM message WHERE task_id = ? AND seq = ?",
+            [(operation.task_id, seq) for seq in operation.seqs],
         )
 
 
 def _put_config(connection: sqlite3.Connection, operation: PutConfig) -> None:
-    connection.execute("INSERT OR REPLACE INTO config VALUES (?, ?)", (operation.task_id, json.dumps(operation.config)))
+    connection.execute(
+        "INSERT OR REPLACE INTO config VALUES (?, ?)",
+        (operation.task_id, json.dumps(operation.config)),
+    )
 
 
 def _put_flag(connection: sqlite3.Connection, operation: PutFlag) -> None:
     if operation.value is None:
         connection.execute("DELETE FROM flag WHERE name = ?", (operation.name,))
     else:
-        connection.execute("INSERT OR REPLACE INTO flag VALUES (?, ?)", (operation.name, operation.value))
+        connection.execute(
+            "INSERT OR REPLACE INTO flag VALUES (?, ?)", (operation.name, operation.value)
+        )
 
 
 _APPLY: Final[dict[type, Callable[[sqlite3.Connection, Any], None]]] = {
@@ -375,6 +400,8 @@ def _task(row: Sequence[Any]) -> Task:
         del values[name]
     values["state"] = State(values["state"])
     values["result"] = None if values["result"] is None else Result(values["result"])
-    values["stop_reason"] = None if values["stop_reason"] is None else StopReason(values["stop_reason"])
+    values["stop_reason"] = (
+        None if values["stop_reason"] is None else StopReason(values["stop_reason"])
+    )
     values["value"] = None if values["value"] is None else json.loads(values["value"])
     return Task(spec=spec, **values)

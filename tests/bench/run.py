@@ -57,7 +57,9 @@ def bench_rate(arguments: argparse.Namespace) -> None:
         ours = submit_all(count)
         latency = submit_one_by_one(min(count, 300))
     print(f"{'':34}{'tasks/s':>9}{'of floor':>10}{'p50 ms':>9}{'p99 ms':>9}{'of floor':>10}")
-    row("raw floor (fork+scope+wait)", floor.per_second, floor.per_second, floor.exec_latency, floor)
+    row(
+        "raw floor (fork+scope+wait)", floor.per_second, floor.per_second, floor.exec_latency, floor
+    )
     row("systemd-run --scope", peer.per_second, floor.per_second, [], floor)
     row("bgtaskd", ours, floor.per_second, latency, floor)
     print(f"bgtaskd is {ours / peer.per_second:.1f}× systemd-run --scope")
@@ -248,7 +250,9 @@ def as_user(name: str) -> Iterator[None]:
 def pss(pid: int) -> float:
     """Proportional set size, MiB."""
     text = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    return next(int(line.split()[1]) for line in text.splitlines() if line.startswith("Pss:")) / 1024
+    return (
+        next(int(line.split()[1]) for line in text.splitlines() if line.startswith("Pss:")) / 1024
+    )
 
 
 def switches(pid: int) -> int:

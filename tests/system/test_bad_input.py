@@ -75,7 +75,9 @@ def answers(machine: Container, user: str = "bob") -> None:
 
 
 @pytest.mark.parametrize(
-    "script", [HALF_A_MESSAGE, TEN_THOUSAND_CONNECTIONS, HUNDRED_MEBIBYTES], ids=["half", "10000", "100MiB"]
+    "script",
+    [HALF_A_MESSAGE, TEN_THOUSAND_CONNECTIONS, HUNDRED_MEBIBYTES],
+    ids=["half", "10000", "100MiB"],
 )
 def test_a_hostile_client_disturbs_nobody(machine: Container, script: str) -> None:
     pid = machine.systemctl("show", "-P", "MainPID", "bgtaskd.service")
@@ -105,7 +107,10 @@ def test_a_task_that_prints_a_gibibyte(machine: Container) -> None:
     assert 5 * 1024**2 < size <= 10 * 1024**2 + 200
     text = machine.sh(f"bgtaskctl output {task_id} | head -c 20", user="alice").stdout
     assert text.startswith("0123456789\n")
-    assert "dropped" in machine.sh(f"bgtaskctl output {task_id} | grep -a dropped", user="alice").stdout
+    assert (
+        "dropped"
+        in machine.sh(f"bgtaskctl output {task_id} | grep -a dropped", user="alice").stdout
+    )
 
 
 def test_a_task_that_leaves_a_thousand_children(machine: Container) -> None:

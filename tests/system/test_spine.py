@@ -39,7 +39,9 @@ def wait_running(machine: Container, task_id: int) -> dict[str, Any]:
 
 
 def test_units_are_up_and_the_sandbox_holds(machine: Container) -> None:
-    assert machine.systemctl("is-active", "bgtaskd.service", "bgtaskd-launcher.service").split() == [
+    assert machine.systemctl(
+        "is-active", "bgtaskd.service", "bgtaskd-launcher.service"
+    ).split() == [
         "active",
         "active",
     ]
@@ -50,7 +52,9 @@ def test_units_are_up_and_the_sandbox_holds(machine: Container) -> None:
 
 
 def test_a_task_runs_as_its_caller_in_its_own_scope(machine: Container) -> None:
-    task_id = start(machine, "--", "sh", "-c", "id -un; grep ^0:: /proc/self/cgroup; exec sleep 600")
+    task_id = start(
+        machine, "--", "sh", "-c", "id -un; grep ^0:: /proc/self/cgroup; exec sleep 600"
+    )
     task = wait_running(machine, task_id)
     unit = f"bgtask-{task_id}.scope"
     assert task["unit"] == unit

@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The asyncio client: the same names as the blocking one. A connection a call, so calls never wait for each other."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any, Self
+
+from bgtaskd.client.path import default_socket
+from bgtaskd.client.task import (
+    Message,
+    OutputChunk,
+    QueueInfo,
+    Seconds,
+    TaskEvent,
+    TaskInfo,
+    spec_of,
+    usec,
+)
+from bgtaskd.errors import INTERFACE, NotReachable, ProtocolError, TaskFailed, from_wire
+from bgtaskd.protocol.codec import Decoder, MalformedMessage, encode
+
+READ_SIZE = 1 << 16
+REPLY_MAX = 8 << 20
+
+
+class AsyncClient:
+    """Talks to the daemon. Raises what the blocking Client raises."""
+
+    def __init__(self, path: str | None = None) -> None:
+        self.path = path or default_socket()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        return None
+
+    async def call(self, method: str, **parameters: Any) -> dict[str, Any]:
+        """Call a method of org.bgtaskd by its own name; its reply's parameters."""
+        async for reply in self._replies(method, parameters, more=False):
+            return reply
+        raise ProtocolError("no reply")
+
+    async def stream(self, method: str, **parameters: Any) -> AsyncIterator[dict[str, Any]]:
+        """Call a streaming method; its replies, as they come."""
+        async for reply in self._replies(method, parameters, more=True):
+            yield reply
+
+    async def _replies(
+        self, method: str, parameters: Mapping[str, Any], more: bool
+    ) -> AsyncIterator[dict[str, Any]]:
+        try:
+            reader, writer = await asyncio.open_unix_connection(self.path)
+        except OSError as error:
+            raise NotReachable(self.path, error.strerror or str(error)) from None
+        decoder = Decoder(limit=REPLY_MAX)
+        try:
+            message = {"method": f"{INTERFACE}.{method}", "parameters": parameters}
+            writer.write(encode({**message, "more": True} if more else message))
+            while True:
+                data = await reader.read(READ_SIZE)
+                if not data:
+                    raise NotReachable(self.path, "the connection broke")
+                for reply in decoder.feed(data):
+                    if "error" in reply:
+                        raise from_wire(reply["error"], reply.get("parameters") or {})
+                    yield reply.get("parameters") or {}
+                    if reply.get("continues") is not True:
+                        return
+        except MalformedMessage as error:
+            raise ProtocolError(f"the daemon's answer makes no sense: {error}") from None
+        except OSError as error:
+            raise NotReachable(self.path, f"the connection broke: {error}") from None
+        finally:
+            writer.close()
+
+    async def start(self, argv: Sequence[str], **options: Any) -> int:
+        """Have a command run; its task's id, once it is on the disk. Options: those of Client.start."""
+        return int((await self.call("Start", spec=spec_of(list(argv), options)))["id"])
+
+    async def run(self, argv: Sequence[str], **options: Any) -> TaskInfo:
+        """start() and wait(). Raises TaskFailed unless it succeeded."""
+        task = await self.wait(await self.start(argv, **options))
+        if task.result != "success":
+            raise TaskFailed(task)
+        return task
+
+    async def get(self, task_id: int) -> TaskInfo:
+        """One task."""
+        return TaskInfo.from_wire((await self.call("Get", id=task_id))["task"])
+
+    async def list(self, **only: Any) -> list[TaskInfo]:
+        """Tasks, newest first. ``only``: states, queue, name, user, before, limit."""
+        reply = await self.call(
+            "List", **{key: one for key, one in only.items() if one is not None}
+        )
+        return [TaskInfo.from_wire(one) for one in reply["tasks"]]
+
+    async def watch(self, ids: Sequence[int] | None = None) -> AsyncIterator[TaskEvent]:
+        """Every change: of these tasks until all have ended, or of all tasks for ever."""
+        parameters = {} if ids is None else {"ids": list(ids)}
+        async for reply in self.stream("Watch", **parameters):
+            yield TaskEvent(reply["event"], TaskInfo.from_wire(reply["task"]))
+
+    async def wait(self, task_id: int, timeout: Seconds | None = None) -> TaskInfo:
+        """Wait for a task's end. Raises TimedOut after so many seconds."""
+        parameters = {} if timeout is None else {"timeout_usec": usec(timeout)}
+        return TaskInfo.from_wire((await self.call("Wait", ids=[task_id], **parameters))["task"])
+
+    async def wait_all(
+        self, ids: Sequence[int], timeout: Seconds | None = None
+    ) -> AsyncIterator[TaskInfo]:
+        """Tasks in the order in which they end. Raises TimedOut after so many seconds."""
+        parameters = {} if timeout is None else {"timeout_usec": usec(timeout)}
+        async for reply in self.stream("Wait", ids=list(ids), **parameters):
+            yield TaskInfo.from_wire(reply["task"])
+
+    async def output(self, task_id: int, *, offset: int = 0) -> bytes:
+        """What it printed so far, from an offset (negative: so many bytes before the end)."""
+        return b"".join([one.data async for one in self.output_chunks(task_id, offset=offset)])
+
+    async def output_chunks(
+        self, task_id: int, *, offset: int = 0, follow: bool = False
+    ) -> AsyncIterator[OutputChunk]:
+        """What it printed, piece by piece; with ``follow`` until it has ended."""
+        parameters = {"offset": offset, "follow": follow, "encoding": "base64"}
+        async for one in self.stream("Output", id=task_id, **parameters):
+            data = base64.b64decode(one["data"])
+            yield OutputChunk(data, one["offset"], one["next_offset"], one["dropped"], one["eof"])
+
+    async def signal(self, task_id: int, name: str, payload: Any = None) -> int:
+        """Leave a message in its mailbox; the message's number."""
+        return int((await self.call("Signal", id=task_id, name=name, payload=payload))["seq"])
+
+    async def signals(self, task_id: int) -> list[Message]:
+        """Its mailbox."""
+        return [Message(**one) for one in (await self.call("Signals", id=task_id))["signals"]]
+
+    async def clear_signals(self, task_id: int, seqs: Sequence[int] | None = None) -> int:
+        """Clear those messages, or all; how many there were."""
+        parameters = {} if seqs is None else {"seqs": list(seqs)}
+        return int((await self.call("ClearSignals", id=task_id, **parameters))["cleared"])
+
+    async def report(self, task_id: int, **progress: Any) -> None:
+        """Report progress by hand: percent, finished, total, message, value, rewind."""
+        given = {key: one for key, one in progress.items() if one is not None}
+        await self.call("Report", id=task_id, **given)
+
+    async def set_config(self, task_id: int, config: Any) -> None:
+        """Replace the configuration that it sees."""
+        await self.call("SetConfig", id=task_id, config=config)
+
+    async def get_config(self, task_id: int) -> Any:
+        """The configuration that it sees."""
+        return (await self.call("GetConfig", id=task_id))["config"]
+
+    async def pause(self, task_id: int) -> None:
+        """Freeze all its processes."""
+        await self.call("Pause", id=task_id)
+
+    async def resume(self, task_id: int) -> None:
+        """Thaw it."""
+        await self.call("Resume", id=task_id)
+
+    async def stop(self, task_id: int) -> None:
+        """SIGTERM to all its processes, SIGKILL after its stop timeout."""
+        await self.call("Stop", id=task_id)
+
+    async def kill(self, task_id: int, signal: str | int = "SIGKILL", whom: str = "all") -> None:
+        """A Unix signal to all its processes, or to the main one."""
+        await self.call("Kill", id=task_id, signal=str(signal), whom=whom)
+
+    async def retry(self, task_id: int) -> None:
+        """Run an ended task again."""
+        await self.call("Retry", id=task_id)
+
+    async def remove(self, task_id: int) -> None:
+        """Forget an ended task and its output."""
+        await self.call("Remove", id=task_id)
+
+    async def queues(self) -> list[QueueInfo]:
+        """All queues."""
+        return [QueueInfo(**one) for one in (await self.call("Queues"))["queues"]]
+
+    async def pause_queue(self, queue: str) -> None:
+        """Start none of its tasks any more."""
+        await self.call("PauseQueue", queue=queue)
+
+    async def resume_queue(self, queue: str) -> None:
+        """Start its tasks again."""
+        await self.call("ResumeQueue", queue=queue)
+
+    async def status(self) -> dict[str, Any]:
+        """How the daemon is."""
+        return await self.call("Status")
