@@ -241,3 +241,23 @@ def test_the_wheel_is_complete_and_the_client_needs_nothing(tmp_path: Path) -> N
     # -S: not even the system's packages are in reach.
     script = f"import sys; sys.path.append({str(tmp_path / 'site')!r})\nfrom bgtaskd import AsyncClient, Client"
     subprocess.run(["/usr/bin/python3", "-I", "-S", "-c", script], check=True)
+
+
+def test_a_user_has_a_daemon_of_their_own_without_root(fresh_machine: Container) -> None:
+    fresh_machine.enable_linger("bob")  # who is not in the group
+    socket = f"/run/user/{fresh_machine.account('bob').uid}/bgtaskd/control.sock"
+    enable = ["systemctl", "--user", "enable", "--now", "bgtaskd.socket"]
+    fresh_machine.run(enable, user="bob")
+    env = {"BGTASKD_SOCKET": socket}
+    show = ["bgtaskctl", "run", "--wait", "--", "sh", "-c", "cat /proc/self/cgroup; exit 5"]
+    done = fresh_machine.run(show, user="bob", env=env, check=False)
+    assert done.returncode == 5, done.stdout + done.stderr
+    output = fresh_machine.run(["bgtaskctl", "output", "1"], user="bob", env=env).stdout
+    assert re.search(r"/user@\d+\.service/.*/bgtask-default\.slice/bgtask-1\.scope$", output), (
+        output
+    )
+    for unit in ("bgtaskd.service", "bgtaskd-launcher.service"):
+        argv = ["systemctl", "--user", "is-active", unit]
+        assert fresh_machine.output(*argv, user="bob") == "active"
+    # The system's daemon knows nothing of it.
+    assert fresh_machine.output("bgtaskctl", "list", "--all", "-o", "json") == "[]"
