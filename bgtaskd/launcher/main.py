@@ -238,7 +238,7 @@ def _directory(path: str, group: int) -> int:
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     if os.geteuid() == 0:
         os.fchown(fd, 0, group)
-        os.fchmod(fd, 0o750)
+        os.fchmod(fd, 0o2750)  # setgid: the daemon must be able to read what supervisors write in it
     return fd
 
 

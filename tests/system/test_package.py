@@ -94,35 +94,24 @@ def test_installed_everything_is_up_and_as_it_should_be(fresh_machine: Container
         "the bus name",
         lambda: "bgtaskd.service" in fresh_machine.sh("busctl list | grep bgtaskd1").stdout,
     )
-    assert (
-        fresh_machine.output("stat", "-c", "%A %U:%G", "/run/bgtaskd/control.sock")
-        == "srw-rw---- root:bgtask"
+    for path, mode in {
+        "/run/bgtaskd": "drwxr-xr-x root:root",
+        "/run/bgtaskd/control.sock": "srw-rw---- root:bgtask",
+        "/run/bgtaskd/supervisors.sock": "srw------- root:root",
+        "/run/bgtaskd/launcher.sock": "srw------- bgtaskd:root",
+        "/run/bgtaskd/notify": "drwx--x--x root:root",
+        "/var/lib/bgtaskd": "drwxr-xr-x root:root",
+        "/var/lib/bgtaskd/state": "drwx------ bgtaskd:bgtaskd",
+        "/var/lib/bgtaskd/tasks": "drwxr-s--- root:bgtaskd",
+        "/var/lib/bgtaskd/exits": "drwxr-s--- root:bgtaskd",
+    }.items():
+        assert fresh_machine.output("stat", "-c", "%A %U:%G", path) == mode, path
+    assert "background tasks as a service" in fresh_machine.output(
+        "man", "-P", "cat", "8", "bgtaskd"
     )
-    assert (
-        fresh_machine.output("stat", "-c", "%A %U:%G", "/run/bgtaskd/supervisors.sock")
-        == "srw------- root:root"
-    )
-    assert (
-        fresh_machine.output("stat", "-c", "%A %U:%G", "/run/bgtaskd/launcher.sock")
-        == "srw------- bgtaskd:root"
-    )
-    assert (
-        fresh_machine.output("stat", "-c", "%A %U:%G", "/var/lib/bgtaskd/state")
-        == "drwx------ bgtaskd:bgtaskd"
-    )
-    for name in ("tasks", "exits"):
-        assert (
-            fresh_machine.output("stat", "-c", "%A %U:%G", f"/var/lib/bgtaskd/{name}")
-            == "drwxr-x--- root:bgtaskd"
-        )
-    assert "bgtaskd(8)" in fresh_machine.output("man", "-P", "cat", "8", "bgtaskd")
     # Root writes no bytecode but what the package manager wrote and will remove.
-    assert (
-        fresh_machine.sh(
-            "find / -xdev -name '*.pyc' -path '*bgtask*' -not -path '*/dist-packages/*'"
-        ).stdout
-        == ""
-    )
+    compiled = "find / -xdev -name '*.pyc' -path '*bgtask*' -not -path '*/dist-packages/*'"
+    assert fresh_machine.sh(compiled).stdout == ""
 
 
 def test_systemd_has_nothing_to_say_against_the_units(fresh_machine: Container) -> None:
