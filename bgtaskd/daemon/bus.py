@@ -229,7 +229,6 @@ class Bus:
         if self._sending is not None:
             if not self._sending.done():
                 return
-            self._sending.exception()
             self._sending = None
         if self._outbox:
             self._sending = connection.write(self._outbox.take(connection.next_serial))

@@ -144,6 +144,8 @@ class Connection(MessageBus):  # type: ignore[misc]
     def write(self, data: bytes) -> asyncio.Future[None]:
         """Queue marshalled messages. Done once the socket has taken them; never done if it is lost first."""
         written: asyncio.Future[None] = self._loop.create_future()
+        # Looked at by nobody, an error would be complained about; it ends the connection, and that is seen.
+        written.add_done_callback(asyncio.Future.exception)
         self._writer.messages.put_nowait((data, None, written))
         self._writer.schedule_write()
         return written
@@ -152,7 +154,7 @@ class Connection(MessageBus):  # type: ignore[misc]
         """Send an answer. Whether it arrives is not our concern any more."""
         message.serial = self.next_serial()
         data = bytes(message._marshall())  # noqa: SLF001 - its own send() complains when the bus is gone
-        self.write(data).add_done_callback(asyncio.Future.exception)
+        self.write(data)
 
     async def ask(
         self,

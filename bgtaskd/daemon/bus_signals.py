@@ -3,7 +3,7 @@
 
 dbus-next takes 44 µs to send a TaskChanged, this 7: at a thousand tasks a second with three signals each,
 the difference is a tenth of a processor. Only four kinds of message are sent that often, so these four are
-put together from parts that were marshalled once. A test compares every byte with what dbus-next makes of the same.
+put together from parts that were marshalled once. A test compares every byte with dbus-next's.
 """
 
 from __future__ import annotations
