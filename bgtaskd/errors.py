@@ -54,69 +54,82 @@ class RemoteError(BgtaskdError):
 
 
 class _Named(RemoteError):
-    """An error of interface org.bgtaskd: its parameters are keyword arguments."""
+    """An error of interface org.bgtaskd: its parameters in the interface's order, or by name."""
 
-    def __init__(self, **parameters: Any) -> None:
+    fields: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, *values: Any, **named: Any) -> None:
+        parameters = {**dict(zip(self.fields, values, strict=False)), **named}
         super().__init__(f"{INTERFACE}.{type(self).__name__}", parameters)
 
 
 class InvalidSpec(_Named):
     """A field of the task's spec, or a parameter, was wrong."""
 
+    fields = ("field", "reason")
     text = "{field}: {reason}"
 
 
 class NoSuchTask(_Named):
     """No task has this id, or it is not the caller's."""
 
+    fields = ("id",)
     text = "there is no task {id}"
 
 
 class NoSuchQueue(_Named):
     """No queue has this name."""
 
+    fields = ("queue",)
     text = "there is no queue {queue}"
 
 
 class PermissionDenied(_Named):
     """The policy says no."""
 
+    fields = ("reason",)
     text = "not allowed: {reason}"
 
 
 class QueueFull(_Named):
     """As many tasks wait as may."""
 
+    fields = ("queue", "limit")
     text = "queue {queue} is full: {limit} tasks wait already"
 
 
 class NotPossible(_Named):
     """The task is in a state in which this cannot be done."""
 
+    fields = ("id", "state", "reason")
     text = "task {id} is {state}: {reason}"
 
 
 class TimedOut(_Named):
     """The time given for waiting is over."""
 
+    fields = ("timeout_usec",)
     text = "timed out"
 
 
 class StorageFailed(_Named):
     """The disk is full, or the database cannot be written. What was accepted before is safe."""
 
+    fields = ("reason",)
     text = "{reason}"
 
 
 class LauncherFailed(_Named):
     """The launcher does not answer, or refused."""
 
+    fields = ("reason",)
     text = "the launcher: {reason}"
 
 
 class TooManyRequests(_Named):
     """Too many connections or requests at once from one user."""
 
+    fields = ("reason",)
     text = "{reason}"
 
 

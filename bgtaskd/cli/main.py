@@ -100,7 +100,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument(
         "--socket", help="where the daemon listens (default: $BGTASKD_SOCKET, or the system's)"
     )
-    every = argparse.ArgumentParser(add_help=False)
+    every = _Parser(add_help=False)
     every.add_argument(
         "-o", "--output", choices=("text", "json"), default="text", help="how to print"
     )

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The asyncio client: the same names as the blocking one. A connection a call, so calls never wait for each other."""
+"""The asyncio client: the same names as the blocking one. Each call has a connection of its own."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
 from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Any, Self
+from typing import Any, List, Self  # noqa: UP035 - a method is called list
 
 from bgtaskd.client.path import default_socket
 from bgtaskd.client.task import (
@@ -135,7 +135,7 @@ class AsyncClient:
         """Leave a message in its mailbox; the message's number."""
         return int((await self.call("Signal", id=task_id, name=name, payload=payload))["seq"])
 
-    async def signals(self, task_id: int) -> list[Message]:
+    async def signals(self, task_id: int) -> List[Message]:
         """Its mailbox."""
         return [Message(**one) for one in (await self.call("Signals", id=task_id))["signals"]]
 
@@ -181,7 +181,7 @@ class AsyncClient:
         """Forget an ended task and its output."""
         await self.call("Remove", id=task_id)
 
-    async def queues(self) -> list[QueueInfo]:
+    async def queues(self) -> List[QueueInfo]:
         """All queues."""
         return [QueueInfo(**one) for one in (await self.call("Queues"))["queues"]]
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The blocking client. One connection for calls; each stream has one of its own. Not for several threads at once."""
+"""The blocking client: one connection for calls, one for each stream. Not for several threads."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import base64
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, List, Self  # noqa: UP035 - a method is called list
 
 from bgtaskd.client.path import default_socket
 from bgtaskd.client.task import (
@@ -235,7 +235,7 @@ class Client:
         """Leave a message in its mailbox; the message's number."""
         return int(self.call("Signal", id=task_id, name=name, payload=payload)["seq"])
 
-    def signals(self, task_id: int) -> list[Message]:
+    def signals(self, task_id: int) -> List[Message]:
         """Its mailbox."""
         return [Message(**one) for one in self.call("Signals", id=task_id)["signals"]]
 
@@ -282,7 +282,7 @@ class Client:
         """Forget an ended task and its output."""
         self.call("Remove", id=task_id)
 
-    def queues(self) -> list[QueueInfo]:
+    def queues(self) -> List[QueueInfo]:
         """All queues."""
         return [QueueInfo(**one) for one in self.call("Queues")["queues"]]
 

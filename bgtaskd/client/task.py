@@ -48,7 +48,8 @@ class TaskInfo:
     @classmethod
     def from_wire(cls, data: Mapping[str, Any]) -> TaskInfo:
         """Unknown fields are passed over: the daemon may be newer."""
-        return cls(**{one.name: data.get(one.name) for one in fields(cls)})
+        values: dict[str, Any] = {one.name: data.get(one.name) for one in fields(cls)}
+        return cls(**values)
 
     def is_ended(self) -> bool:
         """Whether nothing more will happen to it unless somebody retries it."""

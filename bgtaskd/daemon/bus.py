@@ -33,8 +33,8 @@ from bgtaskd.daemon.bus_interface import (
     property_values,
     text,
 )
-from bgtaskd.daemon.bus_signals import INTERFACE, PATH, Outbox, OutboxFull
-from bgtaskd.protocol.server import Peer
+from bgtaskd.daemon.bus_signals import INTERFACE, PATH, Outbox, OutboxFull, Pace
+from bgtaskd.protocol.peer import Peer
 
 logger = logging.getLogger(__name__)
 
@@ -90,6 +90,7 @@ class Bus:
         self._named = asyncio.Event()
         self._callers: Callers | None = None
         self._outbox = Outbox()
+        self._pace = Pace(self._changed)
         self._sending: asyncio.Future[None] | None = None
         self._flush_due = False
         self._calls: Counter[int] = Counter()
@@ -186,10 +187,12 @@ class Bus:
         others say nothing on the bus.
         """
         if kind == "changed":
-            self._put(task.id, "TaskChanged", bus_signals.changed_body(task, self._user))
+            self._pace.changed(task)
         elif kind == "added":
+            self._pace.knows(task)
             self._put(task.id, "TaskAdded", bus_signals.added_body(task.id))
         elif kind == "finished":
+            self._pace.forget(task.id)
             result = "" if task.result is None else task.result.value
             state = task.public_state().value
             body = bus_signals.two_strings_body(task.id, state, result)
@@ -199,6 +202,9 @@ class Bus:
             words = model.canonical_json(payload) if self._user and payload is not None else ""
             body = bus_signals.two_strings_body(task.id, extra["name"], words)
             self._put(task.id, "TaskSignaled", body)
+
+    def _changed(self, task: model.Task) -> None:
+        self._put(task.id, "TaskChanged", bus_signals.changed_body(task, self._user))
 
     def _put(self, task_id: int, member: str, body: bytes) -> None:
         try:
@@ -223,7 +229,6 @@ class Bus:
         if self._sending is not None:
             if not self._sending.done():
                 return
-            self._sending.exception()
             self._sending = None
         if self._outbox:
             self._sending = connection.write(self._outbox.take(connection.next_serial))
@@ -308,7 +313,7 @@ class Bus:
                     raise
                 await self._authorize(connection, message, peer, method, refusal)
                 # As an administrator, then: polkit's yes says no less than that.
-                admin = Peer(uid=0, gid=0, pid=peer.pid, groups=())
+                admin = Peer(uid=0, gid=0, pid=peer.pid)
                 result = await self._facade.call(admin, method.name, parameters)
         return Message.new_method_return(message, method.signature_out, method.answer(result))
 

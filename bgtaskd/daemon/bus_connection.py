@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """A connection to the bus on which strangers may send us anything: dbus-next's, with its doors closed.
 
-dbus-next decodes whatever comes, a value at a time in Python, in one go, and drops the connection at what it
-does not know. Anybody on the system bus could stop the daemon for minutes with one message of 32 MiB, or cut
-it off with a type of message of the future. So here: only bodies of plain values (strings and numbers) are
-decoded, unless they answer a question of ours; a flood is read in helpings, between which the daemon goes
-on with its work; what cannot be read is skipped. The subclassed insides are those of dbus-next 0.2.3, whose
-upstream is dormant; the tests fail should they ever change.
+dbus-next decodes whatever comes, a value at a time in Python, in one go; it drops the connection at what it
+does not know, and at a bus that is slow to read. Anybody on the system bus could stop the daemon for minutes
+with one message of 32 MiB. So here: only bodies of plain values (strings and numbers) are decoded, unless
+they answer a question of ours; a flood is read in helpings, between which the daemon goes on with its work;
+what cannot be read is skipped; what cannot be written waits.
+
+The insides that are replaced are those of dbus-next 0.2.3, whose upstream is dormant; the tests fail should
+they ever change.
 """
 
 from __future__ import annotations
@@ -21,9 +23,9 @@ from typing import Any, Final
 
 from dbus_next import Message, MessageType
 from dbus_next._private.unmarshaller import MarshallerStreamEndError, Unmarshaller
-from dbus_next.aio import MessageBus
+from dbus_next.aio.message_bus import MessageBus, _MessageWriter
 
-from bgtaskd.protocol.server import Peer
+from bgtaskd.protocol.peer import NOBODY, Peer
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +57,8 @@ class _Unmarshaller(Unmarshaller):  # type: ignore[misc]
     A body that was left alone is None.
     """
 
+    message: Any
+
     def _unmarshall(self) -> None:
         self.offset = 0
         self.read(_FIXED_HEADER, prefetch=True)
@@ -85,10 +89,42 @@ class _Unmarshaller(Unmarshaller):  # type: ignore[misc]
         return [self.read_argument(one) for one in types]
 
 
+class _Writer(_MessageWriter):  # type: ignore[misc]
+    """Waits for a bus that does not keep up. dbus-next's own gives up the connection then."""
+
+    buf: Any
+
+    def write_callback(self) -> None:
+        try:
+            while self.buf is not None or self.messages.qsize():
+                if self.buf is None:
+                    data, _, self.fut = self.messages.get_nowait()
+                    self.buf = memoryview(data)
+                    self.offset = 0
+                self.offset += self.sock.send(self.buf[self.offset :])
+                if self.offset == len(self.buf):
+                    self.buf = None
+                    if self.fut is not None and not self.fut.done():
+                        self.fut.set_result(None)
+            self.loop.remove_writer(self.fd)
+        except BlockingIOError:
+            pass  # the event loop calls again when there is room
+        except OSError as error:
+            if self.fut is not None and not self.fut.done():
+                self.fut.set_exception(error)
+            self.bus._finalize(error)  # noqa: SLF001 - as in what it replaces
+
+
 class Connection(MessageBus):  # type: ignore[misc]
     """One connection to a bus. Once it is lost it is of no use any more: make another."""
 
-    _helping: asyncio.Handle | None = None
+    _serial: int
+    _unmarshaller: Any
+
+    def __init__(self, address: str) -> None:
+        super().__init__(bus_address=address)
+        self._writer = _Writer(self)
+        self._helping: asyncio.Handle | None = None
 
     def close(self) -> None:
         """Close, whatever state it is in. dbus-next itself never closes its socket."""
@@ -103,12 +139,13 @@ class Connection(MessageBus):  # type: ignore[misc]
     def next_serial(self) -> int:
         """As dbus-next's, but of 32 bits also after the four billionth message."""
         self._serial = self._serial % 0xFFFFFFFF + 1
-        serial: int = self._serial
-        return serial
+        return self._serial
 
     def write(self, data: bytes) -> asyncio.Future[None]:
         """Queue marshalled messages. Done once the socket has taken them; never done if it is lost first."""
         written: asyncio.Future[None] = self._loop.create_future()
+        # Looked at by nobody, an error would be complained about; it ends the connection, and that is seen.
+        written.add_done_callback(asyncio.Future.exception)
         self._writer.messages.put_nowait((data, None, written))
         self._writer.schedule_write()
         return written
@@ -117,7 +154,7 @@ class Connection(MessageBus):  # type: ignore[misc]
         """Send an answer. Whether it arrives is not our concern any more."""
         message.serial = self.next_serial()
         data = bytes(message._marshall())  # noqa: SLF001 - its own send() complains when the bus is gone
-        self.write(data).add_done_callback(asyncio.Future.exception)
+        self.write(data)
 
     async def ask(
         self,
@@ -236,10 +273,7 @@ class Callers:
         return Peer(uid=uid, gid=gid, pid=credentials.get("ProcessID", 0), groups=groups)
 
 
-NOBODY: Final = 65534
-
-
-def groups_of(uid: int, told: list[int] | None) -> tuple[int, tuple[int, ...]]:
+def groups_of(uid: int, told: list[int] | None) -> tuple[int, frozenset[int]]:
     """A user's primary group and all groups. ``told``: what the bus says (dbus before 1.14 says nothing).
 
     Blocking: asks the user database.
@@ -247,7 +281,7 @@ def groups_of(uid: int, told: list[int] | None) -> tuple[int, tuple[int, ...]]:
     try:
         entry = pwd.getpwuid(uid)
     except KeyError:
-        return (told[0] if told else NOBODY), tuple(told or ())
+        return NOBODY, frozenset(told or ())
     if told is None:
         told = os.getgrouplist(entry.pw_name, entry.pw_gid)
-    return entry.pw_gid, tuple(told)
+    return entry.pw_gid, frozenset(told)

@@ -135,21 +135,21 @@ def payload_value(payload: str) -> Any:
     if not payload:
         return None
     if len(payload.encode()) > PAYLOAD_LIMIT:
-        raise errors.InvalidSpec("payload", f"more than {PAYLOAD_LIMIT} bytes")
+        raise errors.InvalidSpec(field="payload", reason=f"more than {PAYLOAD_LIMIT} bytes")
     try:
         value = json.loads(payload, parse_constant=_refuse_constant)
         # "\ud800" is JSON, but no text: it could be neither stored nor sent on.
         json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
-        raise errors.InvalidSpec("payload", f"not JSON: {error}") from None
+        raise errors.InvalidSpec(field="payload", reason=f"not JSON: {error}") from None
     return value
 
 
 def _kill(task_id: int, whom: str, signal: int) -> Parameters:
     if whom not in ("", "all", "main"):
-        raise errors.InvalidSpec("whom", 'not "all" or "main"')
+        raise errors.InvalidSpec(field="whom", reason='not "all" or "main"')
     if not 0 < signal < NSIG:
-        raise errors.InvalidSpec("signal", f"there is no signal {signal}")
+        raise errors.InvalidSpec(field="signal", reason=f"there is no signal {signal}")
     return {"id": task_id, "signal": str(signal), "whom": whom or "all"}
 
 

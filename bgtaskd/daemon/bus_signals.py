@@ -1,20 +1,21 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The D-Bus signals of org.bgtaskd1.Manager as bytes, and the queue in which they wait for the bus.
 
-dbus-next takes 70 to 200 µs to marshal one signal, which at hundreds of tasks a second would be the
-daemon's main occupation. Only four kinds of message are sent that often, so these four are put together
-from parts that were marshalled once. A test compares every byte with what dbus-next makes of the same.
+dbus-next takes 44 µs to send a TaskChanged, this 7: at a thousand tasks a second with three signals each,
+the difference is a tenth of a processor. Only four kinds of message are sent that often, so these four are
+put together from parts that were marshalled once. A test compares every byte with dbus-next's.
 """
 
 from __future__ import annotations
 
+import asyncio
 import struct
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from dbus_next import Message, Variant
 
-from bgtaskd.model import Task
+from bgtaskd.model import State, Task
 
 PATH: Final = "/org/bgtaskd1"
 INTERFACE: Final = "org.bgtaskd1.Manager"
@@ -24,6 +25,8 @@ OUTBOX_LIMIT: Final = 16 * 1024 * 1024
 """Bytes of signals that may wait for the bus."""
 CHUNK: Final = 64 * 1024
 """Bytes handed to the socket at a time."""
+PACE: Final = 0.1
+"""Seconds between two TaskChanged of one task that tell of nothing but progress."""
 
 # member: its arguments (name, signature), and a body to take a sample of.
 SIGNALS: Final[Mapping[str, tuple[tuple[tuple[str, str], ...], list[Any]]]] = {
@@ -127,6 +130,55 @@ def message(member: str, body: bytes, serial: int) -> bytes:
     """The whole message."""
     fields_length, fields = _FIELDS[member]
     return _HEADER.pack(_SIGNAL, len(body), serial, fields_length) + fields + body
+
+
+class Pace:
+    """Lets ten TaskChanged a second through for each task.
+
+    A change of state never waits. Of progress the last word is never dropped, and comes before the end.
+    """
+
+    def __init__(self, tell: Callable[[Task], None]) -> None:
+        self._tell = tell
+        self._told: dict[int, tuple[float, State]] = {}
+        self._waiting: dict[int, tuple[Task, asyncio.TimerHandle]] = {}
+
+    def changed(self, task: Task) -> None:
+        """Tell of the task, now or when it is time."""
+        loop = asyncio.get_running_loop()
+        told, state = self._told.get(task.id, (0.0, None))
+        if state is not task.public_state() or told + PACE <= loop.time():
+            self._drop(task.id)
+            self.knows(task)
+            self._tell(task)
+        elif task.id in self._waiting:
+            self._waiting[task.id] = (task, self._waiting[task.id][1])
+        else:
+            timer = loop.call_at(told + PACE, self.catch_up, task.id)
+            self._waiting[task.id] = (task, timer)
+
+    def knows(self, task: Task) -> None:
+        """Listeners know the task's state now, from another signal."""
+        self._told[task.id] = (asyncio.get_running_loop().time(), task.public_state())
+
+    def catch_up(self, task_id: int) -> None:
+        """Tell what waits, if anything does."""
+        waiting = self._drop(task_id)
+        if waiting is not None:
+            self.knows(waiting)
+            self._tell(waiting)
+
+    def forget(self, task_id: int) -> None:
+        """The task has ended: tell what waits, and remember nothing."""
+        self.catch_up(task_id)
+        self._told.pop(task_id, None)
+
+    def _drop(self, task_id: int) -> Task | None:
+        waiting = self._waiting.pop(task_id, None)
+        if waiting is None:
+            return None
+        waiting[1].cancel()
+        return waiting[0]
 
 
 class OutboxFull(Exception):

@@ -44,7 +44,7 @@ class MemoryStorage:
                 self._next = max(self._next, task.id + 1)
             case RemoveTask(task_id):
                 for table in (self._tasks, self._messages, self._seqs, self._configs):
-                    table.pop(task_id, None)  # type: ignore[attr-defined]
+                    table.pop(task_id, None)
             case PutMessage(message):
                 self._messages.setdefault(message.task_id, {})[message.seq] = message
                 self._seqs[message.task_id] = message.seq

@@ -222,7 +222,7 @@ class SqliteStorage:
         self._reader.close()
         self._writer.close()
 
-    def _tasks(self, clause: str, values: Sequence[Any]) -> list[Task]:
+    def _tasks(self, clause: str, values: Sequence[Any]) -> Sequence[Task]:
         with _translated():
             rows = self._reader.execute(f"{SELECT} {clause}", values).fetchall()
         return [_task(row) for row in rows]

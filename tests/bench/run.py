@@ -18,9 +18,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from floor import raw_floor, systemd_run
-
 import bgtaskd
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from tests.bench.floor import raw_floor, systemd_run  # noqa: E402
 
 SERVICES = ("bgtaskd.service", "bgtaskd-launcher.service")
 STATE = Path("/var/lib/bgtaskd/state")

@@ -94,35 +94,24 @@ def test_installed_everything_is_up_and_as_it_should_be(fresh_machine: Container
         "the bus name",
         lambda: "bgtaskd.service" in fresh_machine.sh("busctl list | grep bgtaskd1").stdout,
     )
-    assert (
-        fresh_machine.output("stat", "-c", "%A %U:%G", "/run/bgtaskd/control.sock")
-        == "srw-rw---- root:bgtask"
+    for path, mode in {
+        "/run/bgtaskd": "drwxr-xr-x root:root",
+        "/run/bgtaskd/control.sock": "srw-rw---- root:bgtask",
+        "/run/bgtaskd/supervisors.sock": "srw------- root:root",
+        "/run/bgtaskd/launcher.sock": "srw------- bgtaskd:root",
+        "/run/bgtaskd/notify": "drwx--x--x root:root",
+        "/var/lib/bgtaskd": "drwxr-xr-x root:root",
+        "/var/lib/bgtaskd/state": "drwx------ bgtaskd:bgtaskd",
+        "/var/lib/bgtaskd/tasks": "drwxr-s--- root:bgtaskd",
+        "/var/lib/bgtaskd/exits": "drwxr-s--- root:bgtaskd",
+    }.items():
+        assert fresh_machine.output("stat", "-c", "%A %U:%G", path) == mode, path
+    assert "background tasks as a service" in fresh_machine.output(
+        "man", "-P", "cat", "8", "bgtaskd"
     )
-    assert (
-        fresh_machine.output("stat", "-c", "%A %U:%G", "/run/bgtaskd/supervisors.sock")
-        == "srw------- root:root"
-    )
-    assert (
-        fresh_machine.output("stat", "-c", "%A %U:%G", "/run/bgtaskd/launcher.sock")
-        == "srw------- bgtaskd:root"
-    )
-    assert (
-        fresh_machine.output("stat", "-c", "%A %U:%G", "/var/lib/bgtaskd/state")
-        == "drwx------ bgtaskd:bgtaskd"
-    )
-    for name in ("tasks", "exits"):
-        assert (
-            fresh_machine.output("stat", "-c", "%A %U:%G", f"/var/lib/bgtaskd/{name}")
-            == "drwxr-x--- root:bgtaskd"
-        )
-    assert "bgtaskd(8)" in fresh_machine.output("man", "-P", "cat", "8", "bgtaskd")
     # Root writes no bytecode but what the package manager wrote and will remove.
-    assert (
-        fresh_machine.sh(
-            "find / -xdev -name '*.pyc' -path '*bgtask*' -not -path '*/dist-packages/*'"
-        ).stdout
-        == ""
-    )
+    compiled = "find / -xdev -name '*.pyc' -path '*bgtask*' -not -path '*/dist-packages/*'"
+    assert fresh_machine.sh(compiled).stdout == ""
 
 
 def test_systemd_has_nothing_to_say_against_the_units(fresh_machine: Container) -> None:
@@ -241,3 +230,23 @@ def test_the_wheel_is_complete_and_the_client_needs_nothing(tmp_path: Path) -> N
     # -S: not even the system's packages are in reach.
     script = f"import sys; sys.path.append({str(tmp_path / 'site')!r})\nfrom bgtaskd import AsyncClient, Client"
     subprocess.run(["/usr/bin/python3", "-I", "-S", "-c", script], check=True)
+
+
+def test_a_user_has_a_daemon_of_their_own_without_root(fresh_machine: Container) -> None:
+    fresh_machine.enable_linger("bob")  # who is not in the group
+    socket = f"/run/user/{fresh_machine.account('bob').uid}/bgtaskd/control.sock"
+    enable = ["systemctl", "--user", "enable", "--now", "bgtaskd.socket"]
+    fresh_machine.run(enable, user="bob")
+    env = {"BGTASKD_SOCKET": socket}
+    show = ["bgtaskctl", "run", "--wait", "--", "sh", "-c", "cat /proc/self/cgroup; exit 5"]
+    done = fresh_machine.run(show, user="bob", env=env, check=False)
+    assert done.returncode == 5, done.stdout + done.stderr
+    output = fresh_machine.run(["bgtaskctl", "output", "1"], user="bob", env=env).stdout
+    assert re.search(r"/user@\d+\.service/.*/bgtask-default\.slice/bgtask-1\.scope$", output), (
+        output
+    )
+    for unit in ("bgtaskd.service", "bgtaskd-launcher.service"):
+        argv = ["systemctl", "--user", "is-active", unit]
+        assert fresh_machine.output(*argv, user="bob") == "active"
+    # The system's daemon knows nothing of it.
+    assert fresh_machine.output("bgtaskctl", "list", "--all", "-o", "json") == "[]"

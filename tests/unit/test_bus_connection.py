@@ -35,7 +35,7 @@ class Stream:
 
 
 def read_all(stream: Stream) -> list[Any]:
-    messages = []
+    messages: list[Any] = []
     while stream.parts:
         reader = _Unmarshaller(stream)
         while not reader.unmarshall():

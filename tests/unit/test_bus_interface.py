@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from bgtaskd import errors
 from bgtaskd.daemon import bus_interface
 from bgtaskd.daemon.bus_interface import METHODS, PAYLOAD_LIMIT, payload_value, task_values
+from bgtaskd.daemon.bus_signals import INTERFACE, PATH
 from tests.unit.test_bus_signals import a_task
 
 
@@ -100,10 +101,10 @@ def test_kill_means_all_processes_unless_told() -> None:
 
 
 def test_the_introspection_is_what_is_served() -> None:
-    text = bus_interface.introspection(bus_interface.PATH)
+    text = bus_interface.introspection(PATH)
     assert text is not None
     node = introspection.Node.parse(text)
-    [manager] = [one for one in node.interfaces if one.name == bus_interface.INTERFACE]
+    [manager] = [one for one in node.interfaces if one.name == INTERFACE]
     assert {one.name: (one.in_signature, one.out_signature) for one in manager.methods} == {
         "List": ("", "a(tssssssd)"),
         "Get": ("t", "a{sv}"),
@@ -134,5 +135,5 @@ def test_the_way_to_the_object_can_be_walked() -> None:
         assert text is not None
         [child] = ElementTree.fromstring(text).findall("node")
         path = path.rstrip("/") + "/" + child.attrib["name"]
-    assert path == bus_interface.PATH
+    assert path == PATH
     assert bus_interface.introspection("/org/other") is None
