@@ -243,7 +243,7 @@ def logs(arguments: Namespace) -> None:
         for term in (f"BGTASK_ID={task.id}", *(f"UNIT={unit}" for unit in units)):
             terms += ["+", term] if terms else [term]
     pager = ["--no-pager"] if arguments.no_pager else []
-    os.execvp("journalctl", ["journalctl", *pager, *options, *terms])
+    os.execvp("journalctl", ["journalctl", *pager, *options, *terms])  # noqa: S606 - no shell is meant
 
 
 def wait(arguments: Namespace) -> int:

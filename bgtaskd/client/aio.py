@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Any, List, Self  # noqa: UP035 - a method is called list
+from typing import Any, Self
 
 from bgtaskd.client.path import default_socket
 from bgtaskd.client.task import (
@@ -24,6 +24,10 @@ from bgtaskd.protocol.codec import Decoder, MalformedMessage, encode
 
 READ_SIZE = 1 << 16
 REPLY_MAX = 8 << 20
+
+
+Listed = list
+"""The builtin: the clients have a method of that name."""
 
 
 class AsyncClient:
@@ -105,13 +109,15 @@ class AsyncClient:
         async for reply in self.stream("Watch", **parameters):
             yield TaskEvent(reply["event"], TaskInfo.from_wire(reply["task"]))
 
-    async def wait(self, task_id: int, timeout: Seconds | None = None) -> TaskInfo:
+    async def wait(self, task_id: int, timeout: Seconds | None = None) -> TaskInfo:  # noqa: ASYNC109 - it is part of the call
         """Wait for a task's end. Raises TimedOut after so many seconds."""
         parameters = {} if timeout is None else {"timeout_usec": usec(timeout)}
         return TaskInfo.from_wire((await self.call("Wait", ids=[task_id], **parameters))["task"])
 
     async def wait_all(
-        self, ids: Sequence[int], timeout: Seconds | None = None
+        self,
+        ids: Sequence[int],
+        timeout: Seconds | None = None,  # noqa: ASYNC109 - it is part of the call
     ) -> AsyncIterator[TaskInfo]:
         """Tasks in the order in which they end. Raises TimedOut after so many seconds."""
         parameters = {} if timeout is None else {"timeout_usec": usec(timeout)}
@@ -135,7 +141,7 @@ class AsyncClient:
         """Leave a message in its mailbox; the message's number."""
         return int((await self.call("Signal", id=task_id, name=name, payload=payload))["seq"])
 
-    async def signals(self, task_id: int) -> List[Message]:
+    async def signals(self, task_id: int) -> Listed[Message]:
         """Its mailbox."""
         return [Message(**one) for one in (await self.call("Signals", id=task_id))["signals"]]
 
@@ -181,7 +187,7 @@ class AsyncClient:
         """Forget an ended task and its output."""
         await self.call("Remove", id=task_id)
 
-    async def queues(self) -> List[QueueInfo]:
+    async def queues(self) -> Listed[QueueInfo]:
         """All queues."""
         return [QueueInfo(**one) for one in (await self.call("Queues"))["queues"]]
 

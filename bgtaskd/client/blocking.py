@@ -7,7 +7,7 @@ import base64
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, List, Self  # noqa: UP035 - a method is called list
+from typing import Any, Self
 
 from bgtaskd.client.path import default_socket
 from bgtaskd.client.task import (
@@ -37,6 +37,10 @@ HARMLESS = frozenset(
         "ResumeQueue",
     }
 )
+
+
+Listed = list
+"""The builtin: the clients have a method of that name."""
 
 
 class _Connection:
@@ -235,7 +239,7 @@ class Client:
         """Leave a message in its mailbox; the message's number."""
         return int(self.call("Signal", id=task_id, name=name, payload=payload)["seq"])
 
-    def signals(self, task_id: int) -> List[Message]:
+    def signals(self, task_id: int) -> Listed[Message]:
         """Its mailbox."""
         return [Message(**one) for one in self.call("Signals", id=task_id)["signals"]]
 
@@ -282,7 +286,7 @@ class Client:
         """Forget an ended task and its output."""
         self.call("Remove", id=task_id)
 
-    def queues(self) -> List[QueueInfo]:
+    def queues(self) -> Listed[QueueInfo]:
         """All queues."""
         return [QueueInfo(**one) for one in self.call("Queues")["queues"]]
 

@@ -313,7 +313,7 @@ async def _freeze(api: Api, call: Call, op: str, state: State, why: str) -> Repl
 
             await api.engine.change(task.id, (Frozen if op == "freeze" else Thawed)(now_usec()))
         elif api.engine.live.get(task.id, task).state is state:
-            await changed.next(timeout=5.0)
+            await changed.next(within=5.0)
     finally:
         changed.close()
     return {}

@@ -28,6 +28,7 @@ from bgtaskd.daemon.engine import Engine
 from bgtaskd.daemon.launcher_link import LauncherError, LauncherLink
 from bgtaskd.daemon.policy import Policy
 from bgtaskd.daemon.supervisors import Supervisors
+from bgtaskd.launcher.records import boot_id
 from bgtaskd.protocol.server import Limits, Server
 from bgtaskd.storage.interface import Storage, StorageError
 from bgtaskd.storage.memory import MemoryStorage
@@ -63,12 +64,12 @@ def main() -> None:
         config = load_config(places.config, places.conf_d)
     except ConfigErrors as errors:
         for one in errors.errors:
-            print(f"bgtaskd: {one}", file=sys.stderr)
+            sys.stderr.write(f"bgtaskd: {one}\n")
         sys.exit(1)
     try:
         asyncio.run(Daemon(places, config).run())
     except (StorageError, OSError) as error:
-        print(f"bgtaskd: cannot start: {error}", file=sys.stderr)
+        sys.stderr.write(f"bgtaskd: cannot start: {error}\n")
         sys.exit(1)
 
 
@@ -150,9 +151,8 @@ class Daemon:
         places = self._places
         sockets = _sockets(places)
         storage, aside = self._open_storage()
-        boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         link = LauncherLink(str(places.run / "launcher.sock"), self._launcher_connected)
-        self._engine = Engine(self._config, storage, link, boot_id)
+        self._engine = Engine(self._config, storage, link, boot_id())
         own_uid = None if places.mode == "scope" else os.getuid()
         self._supervisors = Supervisors(self._engine, str(places.state / "exits"), os.getuid())
         self._api = Api(

@@ -41,12 +41,12 @@ class Changes:
             self._pending[task.id] = (kind, task)
             self._some.set()
 
-    async def next(self, timeout: float | None = None) -> tuple[str, Task] | None:
+    async def next(self, within: float | None = None) -> tuple[str, Task] | None:
         """The oldest change not yet fetched; None when none came in time."""
         if not self._pending:
             self._some.clear()
             try:
-                await asyncio.wait_for(self._some.wait(), timeout)
+                await asyncio.wait_for(self._some.wait(), within)
             except TimeoutError:
                 return None
         task_id = next(iter(self._pending))

@@ -38,7 +38,7 @@ def become(program: Program, gate: int, failed: int, stdout: int, stderr: int) -
     except OSError as error:
         what = f": {error.filename!r}" if error.filename else ""
         _tell(failed, f"{error.strerror}{what}")
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - whatever it is, the caller is told
         _tell(failed, f"{type(error).__name__}: {error}")
     os._exit(203)
 
@@ -75,7 +75,7 @@ def _exec(program: Program, stdout: int, stderr: int, failed: int) -> None:
                 continue
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
     try:
-        os.execvpe(program.argv[0], list(program.argv), env)
+        os.execvpe(program.argv[0], list(program.argv), env)  # noqa: S606 - no shell is the point
     except OSError as error:
         raise OSError(error.errno, f"cannot execute: {error.strerror}", program.argv[0]) from None
 

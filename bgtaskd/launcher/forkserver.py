@@ -52,7 +52,7 @@ def _supervise(launcher: socket.socket, places: Places) -> None:
         gc.disable()
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         _launch(launcher, places)
-    except BaseException as error:  # nothing may escape into the fork server's loop
+    except BaseException as error:  # noqa: BLE001 - nothing may escape into the fork server's loop
         _say(f"{type(error).__name__}: {error}")
         os._exit(1)
     os._exit(0)

@@ -17,12 +17,11 @@ import socket
 import struct
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from bgtaskd.launcher import forkserver, records
+from bgtaskd.launcher import forkserver
 from bgtaskd.launcher.messages import MESSAGE_MAX, BadMessage, integer
 from bgtaskd.launcher.operations import Operations, Refused
 from bgtaskd.launcher.policy import NotAllowed, UidPolicy
@@ -170,7 +169,12 @@ class ForkServer:
             json.dumps(places),
         ]
         self.process = subprocess.Popen(
-            argv, pass_fds=keep, stdin=subprocess.DEVNULL, cwd="/", env={"LANG": "C.UTF-8"}, start_new_session=True
+            argv,
+            pass_fds=keep,
+            stdin=subprocess.DEVNULL,
+            cwd="/",
+            env={"LANG": "C.UTF-8"},
+            start_new_session=True,
         )
         theirs.close()
         self._socket = ours
@@ -237,7 +241,9 @@ def _directory(path: str, group: int) -> int:
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     if os.geteuid() == 0:
         os.fchown(fd, 0, group)
-        os.fchmod(fd, 0o2750)  # setgid: the daemon must be able to read what supervisors write in it
+        os.fchmod(
+            fd, 0o2750
+        )  # setgid: the daemon must be able to read what supervisors write in it
     return fd
 
 

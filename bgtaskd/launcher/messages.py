@@ -23,6 +23,14 @@ class BadMessage(Exception):
         super().__init__(f"{name}: {reason}")
 
 
+class SystemdError(Exception):
+    """PID 1 said no. ``name``: the error's class."""
+
+    def __init__(self, name: str, text: str) -> None:
+        self.name = name
+        super().__init__(text or name)
+
+
 @dataclass(frozen=True, slots=True)
 class Launch:
     """One attempt to launch. Times in microseconds, sizes in bytes."""

@@ -21,6 +21,7 @@ from bgtaskd.launcher.messages import (
     QUEUE,
     BadMessage,
     Launch,
+    SystemdError,
     attempt_of,
     integer,
     mapping,
@@ -49,7 +50,8 @@ class Forker(Protocol):
 
     process: Any
 
-    def fork(self, launch: dict[str, Any]) -> socket.socket: ...
+    def fork(self, launch: dict[str, Any]) -> socket.socket:
+        """Fork one; our end of the socket to it."""
 
 
 @dataclass
@@ -244,7 +246,7 @@ class Operations:
 
         try:
             self._systemd.start_scope(unit, properties, done)
-        except Exception as error:
+        except SystemdError as error:
             if "exists" in str(error).lower() and time.monotonic() < starting.deadline:
                 self._retries.append((time.monotonic() + 0.05, starting))
                 return
@@ -263,7 +265,7 @@ class Operations:
     def _systemd_call(self, answer: Answer, call: Callable[[], None]) -> None:
         try:
             call()
-        except Exception as error:
+        except (SystemdError, OSError) as error:
             reason = str(error)
             if "not loaded" in reason or "NoSuchUnit" in reason:
                 raise Refused("NoSuchUnit", reason) from None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Which users the launcher will run tasks as, whatever the daemon says: root's own word, from root's own files."""
+"""Whom the launcher runs tasks as, whatever the daemon says: by files that only root can write."""
 
 from __future__ import annotations
 

@@ -14,19 +14,13 @@ from pystemd.dbusexc import DBusBaseError
 from pystemd.dbuslib import DBus
 from pystemd.systemd1 import Manager
 
+from bgtaskd.launcher.messages import SystemdError
+
 Property = tuple[str, str, Any]
 Done = Callable[[str], None]
 
 MANAGER: Final = b"org.freedesktop.systemd1.Manager"
 UNIT_GONE: Final = ("org.freedesktop.systemd1.NoSuchUnit",)
-
-
-class SystemdError(Exception):
-    """PID 1 said no. ``name``: the D-Bus error's name."""
-
-    def __init__(self, name: str, text: str) -> None:
-        self.name = name
-        super().__init__(text or name)
 
 
 class _Properties:
@@ -107,7 +101,7 @@ class Scopes:
             self._early[path] = result.decode()
 
     def start_scope(self, unit: str, properties: list[Property], done: Done) -> None:
-        """Start a scope; ``done`` is called with the job's result ("done", "failed", …). Raises SystemdError."""
+        """Start a scope; ``done`` gets the job's result ("done", "failed", …). Raises SystemdError."""
         job = self._call("StartTransientUnit", unit.encode(), b"fail", _Properties(properties))
         result = self._early.pop(job, None)
         self._early.clear()

@@ -71,6 +71,10 @@ class Supervisor:
         self.stalled = self.timed_out = self.shutting_down = self.left_over_told = False
         self.stop_asked = False
         self.oom_kills = 0
+        self.status = 0
+        self.rusage: Any = None
+        self.usage = Usage()
+        self.ended: int | None = None
         self.cgroup: Cgroup | None = None
         self.pipes: dict[int, int] = {}
         self.exit: dict[str, Any] | None = None
@@ -177,10 +181,10 @@ class Supervisor:
         watched = {}
         if self.cgroup is not None:
             for name in ("cgroup.events", "memory.events"):
-                fd = self.cgroup.fd(name)
-                if fd is not None:
-                    poll.register(fd, select.POLLPRI)
-                    watched[fd] = name
+                events = self.cgroup.fd(name)
+                if events is not None:
+                    poll.register(events, select.POLLPRI)
+                    watched[events] = name
         home = -1
         waiting = True
         while waiting or not self._is_empty():
@@ -390,7 +394,7 @@ class Supervisor:
         exited = self.rusage is not None and self.exec_error is None
         code = os.WEXITSTATUS(self.status) if exited and os.WIFEXITED(self.status) else None
         number = os.WTERMSIG(self.status) if exited and os.WIFSIGNALED(self.status) else None
-        usage = getattr(self, "usage", None) or Usage()
+        usage = self.usage
         use = self.rusage
         if use is not None:
             usage = Usage(
@@ -407,7 +411,7 @@ class Supervisor:
             "signal": None if number is None else signal.Signals(number).name,
             "error": error,
             "started": self.started,
-            "ended": getattr(self, "ended", None) or time.time_ns() // 1000,
+            "ended": self.ended or time.time_ns() // 1000,
             "cpu_usec": usage.cpu_usec,
             "memory_peak": usage.memory_peak,
             "io_read_bytes": usage.io_read_bytes,

@@ -21,7 +21,7 @@ from typing import Any
 import bgtaskd
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from tests.bench.floor import raw_floor, systemd_run  # noqa: E402
+from tests.bench.floor import raw_floor, systemd_run
 
 SERVICES = ("bgtaskd.service", "bgtaskd-launcher.service")
 STATE = Path("/var/lib/bgtaskd/state")
