@@ -64,7 +64,7 @@ class Supervisor:
         self.pid = -1
         self.pidfd = -1
         self.started: int | None = None
-        self.started_monotonic = 0.0
+        self.forked_monotonic = 0.0
         self.exec_error: str | None = None
         self.progress: dict[str, Any] = {}
         self.frozen_since: float | None = None
@@ -112,6 +112,7 @@ class Supervisor:
         self.failed, failed_in = os.pipe()
         stdout, stdout_in = os.pipe()
         stderr, stderr_in = os.pipe()
+        self.forked_monotonic = time.monotonic()
         self.pid = os.fork()
         if self.pid == 0:
             child.become(self.program, gate_out, failed_in, stdout_in, stderr_in)
@@ -161,7 +162,7 @@ class Supervisor:
         text = os.read(self.failed, 4096)
         os.close(self.failed)
         self.started = time.time_ns() // 1000
-        self.started_monotonic = now = time.monotonic()
+        now = time.monotonic()
         if text:
             self.exec_error = text.decode("utf-8", "replace")
         if self.launch.timeout_usec is not None:
@@ -377,7 +378,8 @@ class Supervisor:
         return "core-dump" if os.WCOREDUMP(self.status) else "signal"
 
     def _ran_usec(self) -> int:
-        return int((time.monotonic() - self.started_monotonic) * 1e6)
+        """At least as long as the scope: PID 1's clock for RuntimeMaxSec= began after the fork."""
+        return int((time.monotonic() - self.forked_monotonic) * 1e6)
 
     def _is_shutting_down(self) -> bool:
         """PID 1 stops all scopes at once when the machine goes down: ours a moment before or after."""

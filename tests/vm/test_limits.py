@@ -61,7 +61,7 @@ def test_oom_is_not_retried_by_default(vm: Machine) -> None:
 
 
 def test_peak_memory_and_io_are_the_cgroups(vm: Machine) -> None:
-    script = "head -c 60000000 /dev/zero > /tmp/big-$$; sync /tmp/big-$$; rm /tmp/big-$$"
+    script = "head -c 60000000 /dev/zero > ~/big; sync ~/big; rm ~/big"
     task = run_task(vm, "--", "sh", "-c", f"python3 -c 'bytearray(50 << 20)'; {script}; sleep 0.5")
     assert task["result"] == "success"
     assert task["memory_peak"] > 50 << 20
