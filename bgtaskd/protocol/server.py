@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import logging
 import socket
+import sys
 from collections import Counter, deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -26,6 +27,10 @@ OURS: Final = "org.bgtaskd"
 OUT_MAX: Final = 4 << 20
 HALF_MESSAGE_SECONDS: Final = 30.0
 BACKLOG: Final = 512
+# From Python 3.13 on asyncio removes the socket when it stops listening; systemd goes on listening on it.
+KEEP_SOCKET: Final[dict[str, Any]] = (
+    {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
+)
 
 Reply = dict[str, Any]
 Streamed = tuple[Reply, bool]
@@ -65,7 +70,9 @@ class Server:
     async def serve(self, sock: socket.socket) -> None:
         """Begin to accept on a bound stream socket."""
         loop = asyncio.get_running_loop()
-        server = await loop.create_unix_server(lambda: Connection(self), sock=sock, backlog=BACKLOG)
+        server = await loop.create_unix_server(
+            lambda: Connection(self), sock=sock, backlog=BACKLOG, **KEEP_SOCKET
+        )
         self._listening.append(server)
 
     async def close(self) -> None:

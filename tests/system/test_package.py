@@ -248,5 +248,9 @@ def test_a_user_has_a_daemon_of_their_own_without_root(fresh_machine: Container)
     for unit in ("bgtaskd.service", "bgtaskd-launcher.service"):
         argv = ["systemctl", "--user", "is-active", unit]
         assert fresh_machine.output(*argv, user="bob") == "active"
+    # systemd's socket outlives the daemon.
+    fresh_machine.run(["systemctl", "--user", "restart", "bgtaskd.service"], user="bob")
+    again = ["bgtaskctl", "run", "--wait", "--", "true"]
+    fresh_machine.run(again, user="bob", env=env)
     # The system's daemon knows nothing of it.
     assert fresh_machine.output("bgtaskctl", "list", "--all", "-o", "json") == "[]"
