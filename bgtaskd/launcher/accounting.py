@@ -10,6 +10,8 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+from bgtaskd.launcher.records import read_file
+
 WATCHED = ("cgroup.events", "cpu.stat", "memory.peak", "memory.events", "io.stat")
 
 
@@ -26,12 +28,11 @@ class Usage:
 def cgroup_of(pid: int) -> str | None:
     """The process's cgroup v2 directory; None where the machine has none or the process is gone."""
     try:
-        with open(f"/proc/{pid}/cgroup") as file:
-            for line in file:
-                if line.startswith("0::"):
-                    for root in ("/sys/fs/cgroup", "/sys/fs/cgroup/unified"):
-                        if os.path.exists(f"{root}/cgroup.procs"):
-                            return root + line[3:].rstrip("\n")
+        for line in read_file(f"/proc/{pid}/cgroup").decode().splitlines():
+            if line.startswith("0::"):
+                for root in ("/sys/fs/cgroup", "/sys/fs/cgroup/unified"):
+                    if os.path.exists(f"{root}/cgroup.procs"):
+                        return root + line[3:]
     except OSError:
         pass
     return None

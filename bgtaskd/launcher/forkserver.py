@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gc
 import json
+import marshal
 import os
 import signal
 import socket
@@ -22,6 +23,8 @@ from bgtaskd.launcher import child
 from bgtaskd.launcher.messages import MESSAGE_MAX, Launch
 from bgtaskd.launcher.records import AlreadyLaunched
 from bgtaskd.launcher.supervisor import Places, Supervisor
+
+REQUEST_MAX = 2 * MESSAGE_MAX
 
 
 def main(argv: list[str]) -> None:
@@ -59,19 +62,18 @@ def _supervise(launcher: socket.socket, places: Places) -> None:
 
 
 def _launch(launcher: socket.socket, places: Places) -> None:
-    request = json.loads(_read_message(launcher))
+    task = child.fork()
+    request = marshal.loads(_read_request(launcher))  # noqa: S302 - from the launcher that started us
     launch = Launch(**request["launch"])
-    limits = {number: (soft, hard) for number, soft, hard in request["limits"]}
-    program = child.Program(limits=limits, **request["program"])
-    supervisor = Supervisor(launch, program, request["runtime_max_usec"], places)
+    supervisor = Supervisor(launch, request["program"], request["runtime_max_usec"], places, task)
     signal.signal(signal.SIGTERM, supervisor.on_shutdown)
     try:
-        pid = supervisor.fork()
+        supervisor.register()
     except AlreadyLaunched:
         _answer(launcher, {"error": "AlreadyLaunched", "reason": "the attempt has a record"})
         return
     try:
-        _answer(launcher, {"pid": pid})
+        _answer(launcher, {"pid": task.pid})
         word = launcher.recv(1)
     except OSError:
         word = b""
@@ -87,14 +89,15 @@ def _launch(launcher: socket.socket, places: Places) -> None:
     supervisor.run()
 
 
-def _read_message(sock: socket.socket) -> bytes:
+def _read_request(sock: socket.socket) -> bytes:
+    """A length in eight bytes, then so many."""
     data = bytearray()
-    while not data.endswith(b"\0"):
+    while len(data) < 8 or len(data) < 8 + int.from_bytes(data[:8], "big"):
         piece = sock.recv(1 << 16)
-        if not piece or len(data) > MESSAGE_MAX:
+        if not piece or len(data) > REQUEST_MAX:
             raise ConnectionError("the launcher hung up")
         data += piece
-    return bytes(data[:-1])
+    return bytes(data[8:])
 
 
 def _answer(sock: socket.socket, message: dict[str, object]) -> None:

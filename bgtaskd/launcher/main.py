@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import grp
 import json
+import marshal
 import os
 import pwd
 import select
@@ -187,7 +188,8 @@ class ForkServer:
             ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 21)
             socket.send_fds(self._socket, [b"f"], [theirs.fileno()])
         ours.settimeout(10)
-        ours.sendall(json.dumps(launch).encode() + b"\0")
+        data = marshal.dumps(launch)  # the fork server is the same Python, started by us
+        ours.sendall(len(data).to_bytes(8, "big") + data)
         ours.setblocking(False)
         return ours
 

@@ -31,6 +31,7 @@ from bgtaskd.launcher.messages import (
 )
 from bgtaskd.launcher.policy import UidPolicy
 from bgtaskd.launcher.processes import Processes
+from bgtaskd.launcher.users import Users
 from bgtaskd.model import scope_name, slice_name
 
 Answer = Callable[[dict[str, Any]], None]
@@ -78,6 +79,7 @@ class Operations:
         self._mode = mode
         self._places = places
         self._policy = policy
+        self._users = Users()
         self._exits: int = places["exits"]
         self._tasks: int = places["tasks"]
         self._boot_id = records.boot_id()
@@ -168,7 +170,10 @@ class Operations:
 
     def _launch(self, message: Mapping[str, Any], answer: Answer) -> None:
         launch = read_launch(message)
-        self._policy.check(launch.uid)
+        user = self._users.get(launch.uid)
+        if user is None:
+            raise Refused("Resources", f"no user has the uid {launch.uid}")
+        self._policy.check(user)
         properties = parsed(launch.properties)
         values = {name: one.value for name, one in properties.items() if one.systemd is None}
         env = {
@@ -181,12 +186,20 @@ class Operations:
         runtime = properties.get("RuntimeMaxSec")
         request = {
             "launch": launch.to_json(),
-            "limits": [value for name, value in values.items() if name.startswith("Limit")],
             "program": {
-                "argv": launch.argv,
+                "argv": list(launch.argv),
+                "limits": [value for name, value in values.items() if name.startswith("Limit")],
                 "env": env,
                 "cwd": launch.cwd,
-                "uid": launch.uid,
+                "uid": user.uid,
+                "gid": user.gid,
+                "groups": user.groups,
+                "user_env": {
+                    "HOME": user.home,
+                    "USER": user.name,
+                    "LOGNAME": user.name,
+                    "SHELL": user.shell,
+                },
                 "umask": values.get("UMask", 0o022),
                 "nice": values.get("Nice"),
                 "oom_score_adjust": values.get("OOMScoreAdjust"),

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import grp
 import os
-import pwd
 
 from bgtaskd.config import CONF_D, PATH, Config, ConfigErrors, load_config
+from bgtaskd.launcher.users import User
 
 FIRST_ORDINARY_UID = 1000
 
@@ -24,26 +24,22 @@ class UidPolicy:
         self._stamp: tuple[float, ...] = ()
         self._config: Config | None = None
 
-    def check(self, uid: int) -> None:
+    def check(self, user: User) -> None:
         """Raises NotAllowed, with what to do about it."""
         if not self._system:
-            if uid != os.getuid():
+            if user.uid != os.getuid():
                 raise NotAllowed(f"this launcher runs tasks only as uid {os.getuid()}")
             return
         config = self._load()
-        try:
-            user = pwd.getpwuid(uid)
-        except KeyError:
-            raise NotAllowed(f"no user has the uid {uid}") from None
         named = {name for rule in config.policy.run_as for name in rule.run_as}
-        if user.pw_name in named:
+        if user.name in named:
             return
-        if uid == 0:
+        if user.uid == 0:
             if not config.policy.allow_root:
                 raise NotAllowed("running tasks as root needs policy: allow_root: true")
-        elif uid < FIRST_ORDINARY_UID and not _is_member(user, config.policy.group):
+        elif user.uid < FIRST_ORDINARY_UID and not _is_member(user, config.policy.group):
             raise NotAllowed(
-                f"{user.pw_name} is a system user, not in group {config.policy.group} and in no run_as rule"
+                f"{user.name} is a system user, not in group {config.policy.group} and in no run_as rule"
             )
 
     def _load(self) -> Config:
@@ -67,9 +63,9 @@ def _mtime(path: str) -> float:
     return newest
 
 
-def _is_member(user: pwd.struct_passwd, group: str) -> bool:
+def _is_member(user: User, group: str) -> bool:
     try:
         gid = grp.getgrnam(group).gr_gid
     except KeyError:
         return False
-    return gid in os.getgrouplist(user.pw_name, user.pw_gid)
+    return gid in user.groups

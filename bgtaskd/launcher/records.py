@@ -37,8 +37,7 @@ def create(directory: int, record: dict[str, Any]) -> None:
             raise AlreadyLaunched(name) from None
         replace(directory, record)
         return
-    with open(fd, "wb") as file:
-        file.write(json.dumps(record).encode())
+    _write(fd, record)
 
 
 def replace(directory: int, record: dict[str, Any]) -> None:
@@ -46,9 +45,15 @@ def replace(directory: int, record: dict[str, Any]) -> None:
     name = name_of(record["id"], record["attempt"])
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
     fd = os.open(f"{name}.new", flags, 0o640, dir_fd=directory)
-    with open(fd, "wb") as file:
-        file.write(json.dumps(record).encode())
+    _write(fd, record)
     os.rename(f"{name}.new", name, src_dir_fd=directory, dst_dir_fd=directory)
+
+
+def _write(fd: int, record: dict[str, Any]) -> None:
+    try:
+        os.write(fd, json.dumps(record).encode())
+    finally:
+        os.close(fd)
 
 
 def read(directory: int, task_id: int, attempt: int) -> dict[str, Any] | None:
@@ -69,13 +74,20 @@ def read(directory: int, task_id: int, attempt: int) -> dict[str, Any] | None:
 def start_time(pid: int) -> int | None:
     """When a process started, in clock ticks since boot: with the boot id, a name no other process has."""
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return int(file.read().rpartition(b")")[2].split()[19])
+        return int(read_file(f"/proc/{pid}/stat").rpartition(b")")[2].split()[19])
     except (OSError, IndexError, ValueError):
         return None
 
 
 def boot_id() -> str:
     """This boot's id, as the kernel has it."""
-    with open("/proc/sys/kernel/random/boot_id") as file:
-        return file.read().strip()
+    return read_file("/proc/sys/kernel/random/boot_id").decode().strip()
+
+
+def read_file(path: str) -> bytes:
+    """A small file of the kernel's, whole: open() would ask it a dozen questions first. Raises OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(fd, 65536)
+    finally:
+        os.close(fd)

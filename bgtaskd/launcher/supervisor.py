@@ -4,7 +4,7 @@
 Runs in a fork of the fork server: `python3 -I -S`, standard library only, and as little of it as will do,
 since whatever a supervisor touches is memory of its own, once for every running task.
 
-Order of events: write the record; fork the task, which waits at its gate; tell the launcher the pid;
+Order of events: fork the task, which waits at its gate; write the record; tell the launcher the pid;
 wait for its "go" (the scope is up) and open the gate; then the loop, until the task has ended, nothing of
 it is left and its output is drained; then the exit record, then the word to the daemon, then gone.
 If the launcher's end of the socket closes before "go", nothing has run: the record says "not-started".
@@ -49,7 +49,12 @@ class Supervisor:
     """The attempt's whole life, one poll() loop."""
 
     def __init__(
-        self, launch: Launch, program: child.Program, runtime_max: int | None, places: Places
+        self,
+        launch: Launch,
+        program: dict[str, Any],
+        runtime_max: int | None,
+        places: Places,
+        task: child.Child,
     ) -> None:
         self.launch = launch
         self.program = program
@@ -61,10 +66,12 @@ class Supervisor:
             for key in ("name", "kind", "queue", "uid", "user", "owner_uid")
         }
         self.boot_id = records.boot_id()
-        self.pid = -1
-        self.pidfd = -1
+        self.task = task
+        self.pid = task.pid
+        self.times: tuple[int | None, int | None] = (None, None)
+        self.pidfd = os.pidfd_open(task.pid)
         self.started: int | None = None
-        self.forked_monotonic = 0.0
+        self.forked_monotonic = time.monotonic()
         self.exec_error: str | None = None
         self.progress: dict[str, Any] = {}
         self.frozen_since: float | None = None
@@ -76,7 +83,9 @@ class Supervisor:
         self.usage = Usage()
         self.ended: int | None = None
         self.cgroup: Cgroup | None = None
-        self.pipes: dict[int, int] = {}
+        self.pipes = {task.stdout: 1, task.stderr: 2}
+        for fd in self.pipes:
+            os.set_blocking(fd, False)
         self.exit: dict[str, Any] | None = None
         self.stall_deadline: float | None = None
         self.deadline: float | None = None
@@ -86,7 +95,6 @@ class Supervisor:
         self.home = Home(places.home, self.hello)
         self.output = OutputFile(places.tasks, launch.id, launch.attempt, launch.output_cap)
         self.capture = Capture(self.output, Journal(), self._journal_fields(), launch.journal_burst)
-        self.notify = NotifySocket(f"{places.notify}/{launch.id}.{launch.attempt}.sock", launch.uid)
 
     def _journal_fields(self) -> list[tuple[bytes, bytes]]:
         launch = self.launch
@@ -104,37 +112,22 @@ class Supervisor:
 
     # --- the start ------------------------------------------------------------------------------
 
-    def fork(self) -> int:
-        """Write the record and fork the task, which waits. Its pid. Raises AlreadyLaunched."""
-        record = self.record()
-        records.create(self.places.exits, record)
-        gate_out, self.gate = os.pipe()
-        self.failed, failed_in = os.pipe()
-        stdout, stdout_in = os.pipe()
-        stderr, stderr_in = os.pipe()
-        self.forked_monotonic = time.monotonic()
-        self.pid = os.fork()
-        if self.pid == 0:
-            child.become(self.program, gate_out, failed_in, stdout_in, stderr_in)
-        for fd in (gate_out, failed_in, stdout_in, stderr_in):
-            os.close(fd)
-        self.pidfd = os.pidfd_open(self.pid)
-        self.pipes = {stdout: 1, stderr: 2}
-        for fd in self.pipes:
-            os.set_blocking(fd, False)
-        records.replace(self.places.exits, self.record())
-        return self.pid
+    def register(self) -> None:
+        """Write the attempt's record, which says that nobody else may start it. Raises AlreadyLaunched."""
+        self.times = (records.start_time(os.getpid()), records.start_time(self.pid))
+        records.create(self.places.exits, self.record())
+        path = f"{self.places.notify}/{self.launch.id}.{self.launch.attempt}.sock"
+        self.notify = NotifySocket(path, self.launch.uid)
 
     def record(self) -> dict[str, Any]:
         """The attempt as its record has it."""
-        me = os.getpid()
         record: dict[str, Any] = {
             "id": self.launch.id,
             "attempt": self.launch.attempt,
             "unit": self.unit,
             "boot_id": self.boot_id,
-            "supervisor": {"pid": me, "start_time": records.start_time(me)},
-            "task": {"pid": self.pid, "start_time": records.start_time(self.pid)},
+            "supervisor": {"pid": os.getpid(), "start_time": self.times[0]},
+            "task": {"pid": self.pid, "start_time": self.times[1]},
             "card": self.card,
             "started": self.started,
         }
@@ -157,14 +150,9 @@ class Supervisor:
             path = cgroup_of(self.pid)
             self.cgroup = None if path is None else Cgroup(path)
         self.home.connect()
-        os.write(self.gate, b"g")
-        os.close(self.gate)
-        text = os.read(self.failed, 4096)
-        os.close(self.failed)
+        self.exec_error = child.open_gate(self.task, self.program) or None
         self.started = time.time_ns() // 1000
         now = time.monotonic()
-        if text:
-            self.exec_error = text.decode("utf-8", "replace")
         if self.launch.timeout_usec is not None:
             self.deadline = now + self.launch.timeout_usec / 1e6
         self._feed()

@@ -25,6 +25,7 @@ from tests.bench.floor import raw_floor, systemd_run
 
 SERVICES = ("bgtaskd.service", "bgtaskd-launcher.service")
 STATE = Path("/var/lib/bgtaskd/state")
+CONF = Path("/etc/bgtaskd/conf.d/bench.yaml")
 
 
 def main() -> None:
@@ -121,13 +122,16 @@ def bench_many(arguments: argparse.Namespace) -> None:
     """Memory and answer times while many tasks run."""
     count = arguments.tasks
     heading(f"{count} tasks running at once")
+    CONF.write_text(f"queues:\n  bench:\n    slots: {count}\n")
+    subprocess.run(["systemctl", "reload", "bgtaskd.service"], check=True)
     with as_user(arguments.user), bgtaskd.Client() as client:
         begin = time.monotonic()
-        ids = [client.start(["/bin/sleep", "3600"], name="sleeper") for _ in range(count)]
-        running = 0
+        ids = [client.start(["/bin/sleep", "3600"], queue="bench") for _ in range(count)]
+        running: set[int] = set()
         for event in client.watch(ids):
-            running += event.task.state == "running"
-            if running == count:
+            if event.task.state == "running":
+                running.add(event.task.id)
+            if len(running) == count:
                 break
         print(f"{'all of them running after':34}{time.monotonic() - begin:9.1f} s")
         lists = timed(100, lambda: client.list(limit=100))
