@@ -293,11 +293,17 @@ class Engine:
         task = await self.change(task_id, StopAsked(now_usec(), reason))
         if before.state in (State.RUNNING, State.PAUSED):
             self.on_stop(task)
-            if kill:
-                self.job(self.tell_unit("kill", task, signal=9, whom="all"))
-            else:
-                self.job(self.tell_unit("stop", task, stop_timeout_usec=self.stop_timeout(task)))
+            self.job(self._stop_unit(task, kill))
         return task
+
+    async def _stop_unit(self, task: Task, kill: bool) -> None:
+        if task.state is State.PAUSED:
+            # systemd 252 thaws what it stops by itself; 257 refuses to stop what is frozen.
+            await self.tell_unit("thaw", task)
+        if kill:
+            await self.tell_unit("kill", task, signal=9, whom="all")
+        else:
+            await self.tell_unit("stop", task, stop_timeout_usec=self.stop_timeout(task))
 
     async def tell_unit(self, op: str, task: Task, **parameters: Any) -> None:
         """An operation on the task's unit. One that is gone already needs no stopping."""
