@@ -141,12 +141,15 @@ class Bus:
             else:
                 told = False
                 delay = BACK_OFF[0]
+                logger.info("on the bus")
                 try:
                     await connection.wait_for_disconnect()
+                except EOFError:
+                    logger.warning("lost the bus: it hung up")
                 except Exception as error:  # noqa: BLE001 - dbus-next hands on whatever ended it
                     logger.warning("lost the bus: %r", error)
                 else:
-                    logger.warning("lost the bus")
+                    logger.warning("left the bus")
                 finally:
                     self._forget(connection)
             tried.set()
