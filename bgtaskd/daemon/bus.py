@@ -218,7 +218,7 @@ class Bus:
                 logger.error("the bus takes no more signals: leaving it")
                 self._connection.disconnect()
             return
-        if not self._flush_due and self._sending is None and self._named.is_set():
+        if not self._flush_due and self._sending is None:
             # What else happens in this turn of the event loop goes out in the same write.
             self._flush_due = True
             asyncio.get_running_loop().call_soon(self._flush)
