@@ -141,12 +141,15 @@ class Bus:
             else:
                 told = False
                 delay = BACK_OFF[0]
+                logger.info("on the bus")
                 try:
                     await connection.wait_for_disconnect()
+                except EOFError:
+                    logger.warning("lost the bus: it hung up")
                 except Exception as error:  # noqa: BLE001 - dbus-next hands on whatever ended it
                     logger.warning("lost the bus: %r", error)
                 else:
-                    logger.warning("lost the bus")
+                    logger.warning("left the bus")
                 finally:
                     self._forget(connection)
             tried.set()
@@ -215,7 +218,7 @@ class Bus:
                 logger.error("the bus takes no more signals: leaving it")
                 self._connection.disconnect()
             return
-        if not self._flush_due and self._sending is None and self._named.is_set():
+        if not self._flush_due and self._sending is None:
             # What else happens in this turn of the event loop goes out in the same write.
             self._flush_due = True
             asyncio.get_running_loop().call_soon(self._flush)

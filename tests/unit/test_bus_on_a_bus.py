@@ -29,7 +29,7 @@ from dbus_next.aio import MessageBus
 
 from bgtaskd import errors
 from bgtaskd.daemon import bus as bus_module
-from bgtaskd.daemon import bus_connection, polkit
+from bgtaskd.daemon import bus_connection, bus_signals, polkit
 from bgtaskd.daemon.bus import CALLS_PER_USER, Bus
 from bgtaskd.daemon.bus_connection import Callers, Connection
 from bgtaskd.model import Result, State
@@ -381,7 +381,8 @@ def test_signals_from_before_the_bus_and_after_its_restart(
 
 def test_a_bus_that_hangs_up_at_once_stops_nobody(tmp_path: Path) -> None:
     async def main() -> None:
-        async def hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readline()
             writer.close()
 
         path = tmp_path / "bus"
@@ -482,6 +483,27 @@ def test_a_bus_that_stands_still_loses_nothing(house: House) -> None:
                 _, [_, changes] = said(await following())
                 percent = changes["percent"]["data"]
             assert await call(house, "Stop", "t", "42") == ""
+
+    asyncio.run(main())
+
+
+def test_many_writes_wait_for_a_bus_that_stands_still(house: House) -> None:
+    async def main() -> None:
+        async with serving(house) as bus, monitor(house) as following:
+            connection = bus._connection
+            assert connection is not None
+            assert house.process is not None
+            house.process.send_signal(signal.SIGSTOP)
+            body = bus_signals.two_strings_body(1, "a" * 1000, "")
+            for _ in range(2000):
+                message = bus_signals.message("TaskSignaled", body, connection.next_serial())
+                connection.write(message)
+            await asyncio.sleep(0.05)
+            assert connection._writer.messages.qsize()
+            house.process.send_signal(signal.SIGCONT)
+            for _ in range(2000):
+                assert (await following())["member"] == "TaskSignaled"
+            assert bus._connection is connection
 
     asyncio.run(main())
 
@@ -661,7 +683,11 @@ def test_a_caller_is_looked_up_once(house: House, monkeypatch: pytest.MonkeyPatc
         for unknown in (":9.1", ":9.2", ":9.3"):
             with pytest.raises(bus_connection.BusError):
                 await callers.peer(unknown)
-        assert len(callers._known) <= 2
+            assert unknown not in callers._known
+        for number in range(5):
+            callers._known[str(number)] = callers._known[name]
+        await callers.peer("org.freedesktop.DBus")
+        assert list(callers._known) == ["4", "org.freedesktop.DBus"]
         connection.close()
 
     asyncio.run(main())

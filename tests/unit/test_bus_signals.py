@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from itertools import count
 from typing import Any
 
@@ -15,7 +16,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from bgtaskd.daemon import bus_signals
-from bgtaskd.daemon.bus_signals import INTERFACE, PATH, SIGNALS, Outbox, OutboxFull, clean
+from bgtaskd.daemon.bus_signals import INTERFACE, PATH, SIGNALS, Outbox, OutboxFull, Pace, clean
 from bgtaskd.model import State, Task, TaskSpec
 
 IDS = st.integers(1, 2**63 - 1)
@@ -153,3 +154,25 @@ def test_the_outbox_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
             outbox.put(task_id, "TaskAdded", bus_signals.added_body(task_id))
     assert not outbox
     outbox.put(1, "TaskAdded", bus_signals.added_body(1))
+
+
+def test_a_change_of_state_never_waits() -> None:
+    async def main() -> None:
+        told: list[Task] = []
+        pace = Pace(told.append)
+        pace.knows(a_task(state=State.QUEUED))
+        pace.changed(a_task(state=State.STARTING))
+        assert told == []
+        steps = [a_task(), a_task(state=State.PAUSED), a_task()]
+        for step in steps:
+            pace.changed(step)
+        assert told == steps
+        pace.changed(a_task(percent=1.0))
+        pace.changed(a_task(percent=2.0))
+        assert told == steps
+        pace.forget(42)
+        assert told == [*steps, a_task(percent=2.0)]
+        await asyncio.sleep(1.5 * bus_signals.PACE)
+        assert len(told) == 4
+
+    asyncio.run(main())

@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The D-Bus door of the installed package: systemd's own client, the real bus, the real polkit."""
+
+from __future__ import annotations
+
+import json
+import selectors
+import subprocess
+from collections.abc import Iterator
+from typing import IO, Any
+
+import pytest
+
+from tests.houses.container import Container
+from tests.system.test_spine import get, start, wait, wait_running
+
+MANAGER = ["org.bgtaskd1", "/org/bgtaskd1", "org.bgtaskd1.Manager"]
+RULE = """
+polkit.addRule(function(action, subject) {
+    if (action.id == "org.bgtaskd1.manage" && subject.user == "carol" && action.lookup("verb") == "Pause")
+        return polkit.Result.YES;
+});
+"""
+
+
+def call(machine: Container, *argv: str, user: str | None = "alice") -> Any:
+    """A method of the manager, by busctl: what it returned."""
+    done = busctl(machine, *argv, user=user)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)["data"] if done.stdout.strip() else None
+
+
+def busctl(
+    machine: Container, *argv: str, user: str | None = "alice"
+) -> subprocess.CompletedProcess[str]:
+    return machine.run(["busctl", "--json=short", "call", *MANAGER, *argv], user=user, check=False)
+
+
+def listen(machine: Container, stdout: IO[str]) -> None:
+    """Return once a monitor hears us. (busctl says so itself, but not in every version.)"""
+    task_id = start(machine, "--", "sleep", "600")
+    wait_heard(machine, stdout, task_id)
+    call(machine, "Kill", "tsi", str(task_id), "all", "9")
+    while "TaskFinished" not in line(stdout):
+        pass
+
+
+def wait_heard(machine: Container, stdout: IO[str], task_id: int) -> None:
+    """Send messages to a task until a monitor tells of one."""
+    lines = selectors.DefaultSelector()
+    lines.register(stdout, selectors.EVENT_READ)
+    for _ in range(100):
+        call(machine, "Signal", "tss", str(task_id), "test", "")
+        if lines.select(0.1):
+            break
+    while "TaskSignaled" not in line(stdout):
+        pass
+
+
+def line(stdout: IO[str]) -> str:
+    """The next line of a monitor, which gives up in the end."""
+    read = stdout.readline()
+    assert read
+    return read
+
+
+def test_busctl_introspects(machine: Container) -> None:
+    out = machine.output("busctl", "--no-pager", "introspect", *MANAGER, user="carol")
+    rows = {line.split()[0]: line.split()[1:] for line in out.splitlines()}
+    assert rows[".List"][:3] == ["method", "-", "a(tssssssd)"]
+    assert rows[".TaskFinished"][:2] == ["signal", "tss"]
+    assert rows[".Launcher"] == ["property", "s", '"scope"', "const"]
+
+
+def test_busctl_monitor_sees_a_tasks_life(machine: Container) -> None:
+    script = (
+        "i=0; while [ $i -lt 300 ]; do i=$((i+1)); systemd-notify X_BGTASK_PROGRESS=$((i/3)); done"
+    )
+    match = "--match=type='signal',sender='org.bgtaskd1'"
+    argv = ["timeout", "60", "busctl", "--json=short", "monitor", match]
+    with machine.popen(argv) as monitor:
+        assert monitor.stdout is not None
+        listen(machine, monitor.stdout)
+        task_id = start(machine, "--", "sh", "-c", script)
+        seen: list[Any] = []
+        while not seen or seen[-1]["member"] != "TaskFinished":
+            message = json.loads(line(monitor.stdout))
+            if message.get("interface") == MANAGER[2] and message["payload"]["data"][0] == task_id:
+                seen.append(message)
+    assert seen[0]["member"] == "TaskAdded"
+    assert seen[-1]["payload"]["data"][1:] == ["finished", "success"]
+    changes = [one["payload"]["data"][1] for one in seen if one["member"] == "TaskChanged"]
+    assert len(changes) == len(seen) - 2
+    percents = [one["percent"]["data"] for one in changes if "percent" in one]
+    assert percents == sorted(percents)
+    assert percents[-1] == 100
+    task = get(machine, task_id)
+    seconds = (task["ended"] - task["started"]) / 1e6
+    # Ten a second, one for each of the task's states, and the last one.
+    assert 3 <= len(changes) <= 10 * seconds + 4
+
+
+def test_methods(machine: Container) -> None:
+    task_id = start(
+        machine, "--name", "sleeper", "--", "sh", "-c", "trap 'exit 3' USR1; sleep 600 & wait"
+    )
+    wait_running(machine, task_id)
+    number = str(task_id)
+    [task] = call(machine, "Get", "t", number)
+    assert task["name"]["data"] == "sleeper"
+    assert task["unit"]["data"] == f"bgtask-{task_id}.scope"
+    [rows] = call(machine, "List")
+    assert next(row for row in rows if row[0] == task_id)[2] == "running"
+    assert call(machine, "Signal", "tss", number, "hello", '{"a": 1}') == [1]
+    call(machine, "Pause", "t", number)
+    machine.wait_for("paused", lambda: get(machine, task_id)["state"] == "paused")
+    call(machine, "Resume", "t", number)
+    machine.wait_for("running", lambda: get(machine, task_id)["state"] == "running")
+    call(machine, "Kill", "tsi", number, "main", "10")
+    task = wait(machine, task_id)
+    assert (task["result"], task["exit_status"]) == ("exit-code", 3)
+    refused = busctl(machine, "Pause", "t", number)
+    assert refused.returncode == 1
+    assert f"task {number} is failed" in refused.stderr
+
+
+def test_strangers_neither_see_nor_steer(machine: Container) -> None:
+    task_id = start(machine, "--", "sleep", "600")
+    wait_running(machine, task_id)
+    for user in ("bob", "carol"):
+        assert call(machine, "List", user=user) == [[]]
+        for argv in (["Get", "t"], ["Stop", "t"], ["Pause", "t"]):
+            refused = busctl(machine, *argv, str(task_id), user=user)
+            assert refused.returncode == 1
+            assert "authentication required" in refused.stderr
+    assert get(machine, task_id)["state"] == "running"
+    call(machine, "Stop", "t", str(task_id), user=None)
+    assert wait(machine, task_id)["result"] == "stopped"
+
+
+def test_a_task_tells_listeners_nothing_of_what_it_says(machine: Container) -> None:
+    """dbus-monitor as an ordinary user, on the system bus: progress, and no text."""
+    match = "type='signal',interface='org.bgtaskd1.Manager'"
+    argv = ["timeout", "60", "dbus-monitor", "--system", match]
+    with machine.popen(argv, user="carol") as monitor:
+        assert monitor.stdout is not None
+        listen(machine, monitor.stdout)
+        script = "systemd-notify --status='a secret' X_BGTASK_PROGRESS=50; sleep 0.3"
+        task_id = start(machine, "--name", "a-secret", "--", "sh", "-c", script)
+        call(machine, "Signal", "tss", str(task_id), "hello", '"a secret"')
+        heard = ""
+        while "TaskFinished" not in heard:
+            heard += line(monitor.stdout)
+    assert "double 50" in heard
+    assert 'string "hello"' in heard
+    assert "secret" not in heard
+
+
+@pytest.fixture
+def rule(machine: Container) -> Iterator[None]:
+    path = "/etc/polkit-1/rules.d/10-test.rules"
+    machine.write(path, RULE)
+    machine.systemctl("restart", "polkit.service")
+    yield
+    machine.run(["rm", path])
+    machine.systemctl("restart", "polkit.service")
+
+
+@pytest.mark.usefixtures("rule")
+def test_polkit_lets_through_whom_its_rules_name(machine: Container) -> None:
+    task_id = start(machine, "--", "sleep", "600")
+    wait_running(machine, task_id)
+    assert busctl(machine, "Stop", "t", str(task_id), user="carol").returncode == 1
+    assert busctl(machine, "Pause", "t", str(task_id), user="bob").returncode == 1
+    call(machine, "Pause", "t", str(task_id), user="carol")
+    machine.wait_for("paused", lambda: get(machine, task_id)["state"] == "paused")
+    machine.systemctl("mask", "--now", "--runtime", "polkit.service")
+    try:
+        refused = busctl(machine, "Pause", "t", str(task_id), user="carol")
+    finally:
+        machine.systemctl("unmask", "--runtime", "polkit.service")
+    assert refused.returncode == 1
+    assert "belongs to another user" in refused.stderr
+    call(machine, "Kill", "tsi", str(task_id), "all", "9")
+    wait(machine, task_id)
+
+
+def test_a_call_starts_the_daemon(machine: Container) -> None:
+    units = ["bgtaskd.socket", "bgtaskd-supervisors.socket", "bgtaskd-launcher.socket"]
+    machine.systemctl("stop", "bgtaskd.service", *units)
+    assert call(machine, "List", user="carol") == [[]]
+    assert machine.systemctl("is-active", "bgtaskd.service", *units[:2]) == "active\nactive\nactive"
+    machine.systemctl("start", *units)
+
+
+def test_the_bus_may_go_and_come_back(fresh_machine: Container) -> None:
+    machine = fresh_machine
+    task_id = start(machine, "--", "sleep", "600")
+    wait_running(machine, task_id)
+    pid = machine.systemctl("show", "-P", "MainPID", "bgtaskd.service")
+    machine.systemctl("restart", "dbus.service")
+    machine.wait_for("an answer", lambda: busctl(machine, "Get", "t", str(task_id)).returncode == 0)
+    assert machine.systemctl("show", "-P", "MainPID", "bgtaskd.service") == pid
+    match = "--match=type='signal',sender='org.bgtaskd1'"
+    with machine.popen(["timeout", "60", "busctl", "monitor", match]) as monitor:
+        assert monitor.stdout is not None
+        wait_heard(machine, monitor.stdout, task_id)
