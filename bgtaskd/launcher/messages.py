@@ -24,7 +24,7 @@ class BadMessage(Exception):
 
 
 class SystemdError(Exception):
-    """PID 1 said no. ``name``: the error's class."""
+    """PID 1 said no. ``name``: the D-Bus error's name."""
 
     def __init__(self, name: str, text: str) -> None:
         self.name = name

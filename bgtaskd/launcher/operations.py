@@ -36,6 +36,8 @@ from bgtaskd.model import scope_name, slice_name
 
 Answer = Callable[[dict[str, Any]], None]
 UNIT_EXISTS_PATIENCE: Final = 10.0
+UNIT_EXISTS: Final = "org.freedesktop.systemd1.UnitExists"
+NO_SUCH_UNIT: Final = "org.freedesktop.systemd1.NoSuchUnit"
 
 
 class Refused(Exception):
@@ -260,7 +262,7 @@ class Operations:
         try:
             self._systemd.start_scope(unit, properties, done)
         except SystemdError as error:
-            if "exists" in str(error).lower() and time.monotonic() < starting.deadline:
+            if error.name == UNIT_EXISTS and time.monotonic() < starting.deadline:
                 self._retries.append((time.monotonic() + 0.05, starting))
                 return
             self._over(starting, {"error": "Resources", "reason": str(error)})
@@ -278,11 +280,11 @@ class Operations:
     def _systemd_call(self, answer: Answer, call: Callable[[], None]) -> None:
         try:
             call()
-        except (SystemdError, OSError) as error:
-            reason = str(error)
-            if "not loaded" in reason or "NoSuchUnit" in reason:
-                raise Refused("NoSuchUnit", reason) from None
-            raise Refused("Systemd", reason) from None
+        except SystemdError as error:
+            name = "NoSuchUnit" if error.name == NO_SUCH_UNIT else "Systemd"
+            raise Refused(name, str(error)) from None
+        except OSError as error:
+            raise Refused("NoSuchUnit", str(error)) from None
         answer({"ok": {}})
 
     def _stop(self, message: Mapping[str, Any], answer: Answer) -> None:

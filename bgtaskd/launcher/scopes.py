@@ -7,6 +7,9 @@ pystemd looks each property up in a table of its own that lacks several of ours 
 
 from __future__ import annotations
 
+import errno
+import sys
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
@@ -20,7 +23,9 @@ Property = tuple[str, str, Any]
 Done = Callable[[str], None]
 
 MANAGER: Final = b"org.freedesktop.systemd1.Manager"
-UNIT_GONE: Final = ("org.freedesktop.systemd1.NoSuchUnit",)
+RECONNECT_SECONDS: Final = 30.0
+# The bus hung up, whichever call noticed it.
+BROKEN: Final = frozenset({errno.ECONNRESET, errno.ENOTCONN, errno.EPIPE, errno.EBADF})
 
 
 class _Properties:
@@ -43,11 +48,11 @@ def _bytes(value: Any) -> Any:
 
 
 class Scopes:
-    """The connection to systemd."""
+    """The connection to systemd. It comes back by itself when the bus was restarted."""
 
     def __init__(self, user_mode: bool = False) -> None:
         self._user_mode = user_mode
-        self._jobs: dict[bytes, Done] = {}
+        self._jobs: dict[bytes, tuple[str, Done]] = {}
         self._early: dict[bytes, str] = {}
         self._open()
         self.version = self._version()
@@ -63,10 +68,29 @@ class Scopes:
 
         # pystemd sets an attribute on its callback (so no method will do) and keeps no reference to it.
         self._callback = on_job
-        self._bus.match_signal(
-            self._manager.destination, self._manager.path, MANAGER, b"JobRemoved", on_job, None
-        )
+        where = (self._manager.destination, self._manager.path)
+        self._bus.match_signal(*where, MANAGER, b"JobRemoved", on_job, None)
         self._manager.Manager.Subscribe()
+
+    def _open_again(self) -> None:
+        """The connection broke: make a new one, and ask what became of the jobs under way."""
+        sys.stderr.write("<4>Lost the connection to systemd; connecting again\n")
+        deadline = time.monotonic() + RECONNECT_SECONDS
+        while True:
+            try:
+                self._open()
+                break
+            except DBusBaseError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
+        jobs, self._jobs = self._jobs, {}
+        for unit, done in jobs.values():
+            try:
+                self._manager.Manager.GetUnit(unit.encode())
+                done("done")  # PID 1 has it, and a scope's start job does nothing but make it
+            except DBusBaseError:
+                done("lost")
 
     def _version(self) -> int:
         text = self._manager.Manager.Version.decode()
@@ -78,12 +102,15 @@ class Scopes:
         return int(self._bus.get_fd())
 
     def process(self) -> None:
-        """Handle what has come in; must be called after every call too, since replies bring signals along."""
-        while not self._bus.process().is_empty():
-            pass
+        """Handle what has come in; must be called after every call too: replies bring signals along."""
+        try:
+            while not self._bus.process().is_empty():
+                pass
+        except DBusBaseError:
+            self._open_again()
 
     def wait(self) -> None:
-        """Block until something comes in, and handle it: only at start-up, when nothing else is going on."""
+        """Block until something comes in, and handle it: only at start-up, with nothing else to do."""
         self._bus.wait(1_000_000)
         self.process()
 
@@ -94,9 +121,9 @@ class Scopes:
     def _on_job(self, message: Any) -> None:
         message.process_reply(False)
         _, path, _, result = message.body
-        done = self._jobs.pop(path, None)
-        if done is not None:
-            done(result.decode())
+        job = self._jobs.pop(path, None)
+        if job is not None:
+            job[1](result.decode())
         else:
             self._early[path] = result.decode()
 
@@ -106,7 +133,7 @@ class Scopes:
         result = self._early.pop(job, None)
         self._early.clear()
         if result is None:
-            self._jobs[job] = done
+            self._jobs[job] = (unit, done)
         else:
             done(result)
 
@@ -134,4 +161,15 @@ class Scopes:
         try:
             return getattr(self._manager.Manager, method)(*arguments)
         except DBusBaseError as error:
-            raise SystemdError(type(error).__name__, str(error)) from None
+            if -error.errno not in BROKEN:
+                raise _told(error) from None
+        self._open_again()
+        try:
+            return getattr(self._manager.Manager, method)(*arguments)
+        except DBusBaseError as error:
+            raise _told(error) from None
+
+
+def _told(error: DBusBaseError) -> SystemdError:
+    name, text = (error.err_name or b"").decode(), (error.err_message or b"").decode()
+    return SystemdError(name, text)

@@ -225,3 +225,13 @@ def test_exit_codes(machine: Container) -> None:
     )
     assert done.returncode == 3
     assert "/nowhere" in done.stderr
+
+
+def test_a_restart_of_the_bus_is_survived(machine: Container) -> None:
+    before = start(machine, "--", "sleep", "600")
+    wait_running(machine, before)
+    machine.systemctl("restart", "dbus.service")
+    assert wait(machine, start(machine, "--", "true"))["result"] == "success"
+    machine.run(["bgtaskctl", "stop", str(before)], user="alice")
+    assert wait(machine, before)["result"] == "stopped"
+    assert machine.systemctl("is-active", "bgtaskd-launcher.service") == "active"
