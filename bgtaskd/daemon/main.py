@@ -129,6 +129,7 @@ class _Format:
             (logging.INFO, 6),
             (logging.WARNING, 4),
             (logging.ERROR, 3),
+            (logging.CRITICAL, 2),
         ):
             logging.addLevelName(level, f"<{priority}>")
         return "%(levelname)s%(message)s"
