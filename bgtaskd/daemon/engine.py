@@ -22,7 +22,12 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from bgtaskd.config import Config
-from bgtaskd.daemon.launcher_link import LauncherError, LauncherLink
+from bgtaskd.daemon.launcher_link import (
+    RETRY_SECONDS,
+    LauncherError,
+    LauncherGone,
+    LauncherLink,
+)
 from bgtaskd.daemon.scheduler import Scheduler
 from bgtaskd.daemon.writer import Writer
 from bgtaskd.model import (
@@ -244,37 +249,55 @@ class Engine:
         await self.launch(task)
 
     async def launch(self, task: Task) -> None:
-        """Ask the launcher for the task's present attempt; may be asked again."""
-        spec = task.spec
+        """Ask the launcher for the task's present attempt, until it answers or the attempt is known to run.
+
+        Never once the attempt has left ``starting``: it may have ended, and its record, which would
+        refuse a second launch, may be forgotten.
+        """
+        request = self._launch_request(task)
         try:
-            await self.launcher.insist(
-                "launch",
-                id=task.id,
-                attempt=task.attempt,
-                name=spec.name,
-                kind=spec.kind,
-                queue=spec.queue,
-                uid=task.uid,
-                user=task.user,
-                owner_uid=task.owner_uid,
-                argv=list(spec.argv),
-                env=dict(spec.env),
-                cwd=spec.cwd,
-                properties=dict(spec.properties),
-                timeout_usec=spec.timeout_usec,
-                stall_timeout_usec=spec.stall_timeout_usec,
-                stop_timeout_usec=self.stop_timeout(task),
-                output_cap=self.config.output_cap,
-                journal_burst=self.config.journal_burst,
-            )
+            while self._is_starting(task):
+                if not self.launcher.connected.is_set():
+                    await self.launcher.connected.wait()
+                    continue
+                try:
+                    await self.launcher.ask("launch", **request)
+                    return
+                except LauncherGone:
+                    await asyncio.sleep(RETRY_SECONDS[0])
         except LauncherError as error:
-            now = self.live.get(task.id)
-            if now is None or (now.state, now.attempt) != (State.STARTING, task.attempt):
+            if not self._is_starting(task):
                 return
             if error.name == "AlreadyLaunched":
                 self.on_stuck(task.id, task.attempt)
             else:
                 await self.change(task.id, CouldNotStart(now_usec(), str(error)))
+
+    def _is_starting(self, task: Task) -> bool:
+        now = self.live.get(task.id)
+        return now is not None and (now.state, now.attempt) == (State.STARTING, task.attempt)
+
+    def _launch_request(self, task: Task) -> dict[str, Any]:
+        spec = task.spec
+        return {
+            "id": task.id,
+            "attempt": task.attempt,
+            "name": spec.name,
+            "kind": spec.kind,
+            "queue": spec.queue,
+            "uid": task.uid,
+            "user": task.user,
+            "owner_uid": task.owner_uid,
+            "argv": list(spec.argv),
+            "env": dict(spec.env),
+            "cwd": spec.cwd,
+            "properties": dict(spec.properties),
+            "timeout_usec": spec.timeout_usec,
+            "stall_timeout_usec": spec.stall_timeout_usec,
+            "stop_timeout_usec": self.stop_timeout(task),
+            "output_cap": self.config.output_cap,
+            "journal_burst": self.config.journal_burst,
+        }
 
     def stop_timeout(self, task: Task) -> int:
         """Microseconds between SIGTERM and SIGKILL."""

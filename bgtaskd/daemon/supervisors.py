@@ -216,6 +216,30 @@ class Supervisors:
         for task in list(self.engine.live.values()):
             if task.state in LIVE:
                 self.engine.job(self._recover(task))
+        stale = [one for one in self._recorded() if not self._is_under_way(*one)]
+        if stale:
+            self.engine.job(self._forget(stale))
+
+    def _recorded(self) -> list[tuple[int, int]]:
+        """The attempts that have a record."""
+        try:
+            names = [name.split(".") for name in os.listdir(self._exits)]
+        except OSError:
+            return []
+        return [(int(one[0]), int(one[1])) for one in names if len(one) == 2 and one[0].isdigit()]
+
+    def _is_under_way(self, task_id: int, attempt: int) -> bool:
+        task = self.engine.live.get(task_id)
+        if task is None:
+            # A task that the database does not know may run: its supervisor will say so.
+            return self.engine.storage.get(task_id) is None
+        return task.attempt == attempt
+
+    async def _forget(self, attempts: list[tuple[int, int]]) -> None:
+        """The daemon was killed between an end's commit and this."""
+        for start in range(0, len(attempts), 1000):
+            some = [list(one) for one in attempts[start : start + 1000]]
+            await self.engine.launcher.insist("forget", attempts=some, outputs=[])
 
     async def _recover(self, task: Task) -> None:
         if task.boot_id == self.engine.boot_id:

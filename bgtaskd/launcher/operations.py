@@ -172,6 +172,9 @@ class Operations:
 
     def _launch(self, message: Mapping[str, Any], answer: Answer) -> None:
         launch = read_launch(message)
+        key = (launch.id, launch.attempt)
+        if any((one.launch.id, one.launch.attempt) == key for one in self._starting.values()):
+            raise Refused("AlreadyLaunched", "the attempt is being launched")
         user = self._users.get(launch.uid)
         if user is None:
             raise Refused("Resources", f"no user has the uid {launch.uid}")
