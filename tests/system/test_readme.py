@@ -27,6 +27,8 @@ def test_the_readme_has_commands() -> None:
 
 def test_every_block_runs(fresh_machine: Container) -> None:
     for language, word, text in blocks():
+        if language == "text":
+            continue  # what a terminal showed
         if word == "debian13" and fresh_machine.release < 13:
             continue
         user = None if word == "root" else "alice"
