@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import signal
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
@@ -154,6 +155,9 @@ async def start(api: Api, call: Call) -> Reply:
     user = api.policy.run_as(call.peer, given.get("user"))
     spec = read_spec(given, config, user.pw_name)
     if spec.merge_key is not None:
+        pending = engine.merging.get((call.peer.uid, spec.merge_key))
+        if pending is not None:
+            await asyncio.wait([pending])  # no id is given out before it is on the disk
         known = engine.merge_keys.get((call.peer.uid, spec.merge_key))
         if known is not None:
             return {"id": known, "merged": True}
@@ -194,6 +198,8 @@ async def list_(api: Api, call: Call) -> AsyncGenerator[Streamed, None]:
     states = given.get("states")
     wanted = None if states is None else _inner_states(states)
     owner = None if api.policy.is_admin(call.peer) else call.peer.uid
+    if wanted is not None and api.engine.writer.failure is None:
+        await api.engine.save()
     while True:
         query = Query(
             wanted,

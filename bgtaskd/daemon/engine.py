@@ -41,6 +41,7 @@ from bgtaskd.model import (
     PutBack,
     Reported,
     Result,
+    Started,
     State,
     StopAsked,
     StopReason,
@@ -74,7 +75,8 @@ class Engine:
         self.scheduler = Scheduler()
         self.live: dict[int, Task] = {}
         self.merge_keys: dict[tuple[int, str], int] = {}
-        self.waiting_of: dict[int, int] = {}
+        self.merging: dict[tuple[int, str | None], asyncio.Future[None]] = {}
+        """Tasks with a merge key that are on their way to the disk."""
         self.next_id = storage.next_task_id()
         self.on_stop: Callable[[Task], None] = lambda task: None
         self.on_stuck: Callable[[int, int], None] = lambda task_id, attempt: None
@@ -129,20 +131,17 @@ class Engine:
 
     async def add(self, task: Task) -> None:
         """Accept a task: on the disk when this returns. Raises StorageError; then there is no task."""
-        self._index(task)
-        self._count_waiting(task, 1)
+        key = (task.owner_uid, task.spec.merge_key)
+        done = self.writer.write([PutTask(task)], must=False)
+        if key[1] is not None:
+            self.merging[key] = done
         try:
-            await self.writer.write([PutTask(task)], must=False)
-        except BaseException:
-            self._unindex(task)
-            raise
+            await done
         finally:
-            self._count_waiting(task, -1)
+            self.merging.pop(key, None)
+        self._index(task)
         self.announce("added", task)
         self.schedule()
-
-    def _count_waiting(self, task: Task, step: int) -> None:
-        self.waiting_of[task.owner_uid] = self.waiting_of.get(task.owner_uid, 0) + step
 
     def adopt(self, task: Task) -> None:
         """Take over a task that runs but that the store does not know (its database was lost)."""
@@ -195,17 +194,18 @@ class Engine:
         else:
             self.live[task_id] = after
         self._unsaved.discard(task_id)
+        self.schedule()  # a slot that is free is used while the disk turns
         kind = "finished" if after.state in ENDED else "changed"
         await self._commit(kind, after, *more)
-        self.schedule()
         return after
 
     async def _commit(self, kind: str, task: Task, *more: Operation) -> None:
         await self.writer.write([PutTask(task), *more], must=True)
         self.announce(kind, task)
 
-    def report(self, task_id: int, event: Reported) -> Task:
-        """Progress: announced at once, on the disk within a second or with the next change of state."""
+    def report(self, task_id: int, event: Reported | Started) -> Task:
+        """What a supervisor could tell again: announced at once, on the disk within a second, or
+        with the next change that must not be lost."""
         after = transition(self.live[task_id], event)
         self.live[task_id] = after
         self._unsaved.add(task_id)
@@ -215,18 +215,17 @@ class Engine:
         self.announce("changed", after)
         return after
 
-    def flush_progress(self) -> None:
-        """Write what has not been written yet, now."""
+    async def save(self) -> None:
+        """Write what has not been written yet, now: the store is as new as the memory."""
         if self._saver is not None:
             self._saver.cancel()
-            self._save_progress()
+            await asyncio.shield(self._save_progress())
 
-    def _save_progress(self) -> None:
+    def _save_progress(self) -> asyncio.Future[None]:
         self._saver = None
         operations = [PutTask(self.live[one]) for one in self._unsaved if one in self.live]
         self._unsaved.clear()
-        if operations:
-            self.writer.write(operations, must=True)
+        return self.writer.write(operations, must=True)
 
     # --- the scheduler --------------------------------------------------------------------------
 

@@ -274,8 +274,8 @@ class Daemon:
         await self._server.close()
         if self._bus is not None:
             await self._bus.stop()
-        self._engine.flush_progress()
         with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._engine.save(), 5)
             await asyncio.wait_for(self._engine.writer.drain(), 5)
         for task in self._tasks:
             task.cancel()

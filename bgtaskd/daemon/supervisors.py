@@ -107,9 +107,8 @@ class Supervisors:
         try:
             if "started" in said and task.state is State.STARTING:
                 call = self.connections.get(key)
-                await engine.change(
-                    task.id, Started(said["started"], said.get("pid") or (call.pid if call else 0))
-                )
+                pid = said.get("pid") or (call.pid if call else 0)
+                engine.report(task.id, Started(said["started"], pid))
                 asked = engine.live.get(task.id)
                 if asked is not None and asked.stop_reason is not None:
                     await engine.tell_unit(

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Without systemd: the daemon as a developer starts it, here on the host; and PyPI's Varlink client with it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import varlink
+
+import bgtaskd
+from bgtaskd import errors
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def socket_path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A daemon in process mode."""
+    state = tmp_path_factory.mktemp("state")
+    path = state / "control.sock"
+    argv = [sys.executable, "-m", "bgtaskd.daemon.main", "--launcher=process"]
+    argv += [f"--state={state}", f"--socket={path}"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(argv, env=env, cwd=state) as process:
+        deadline = time.monotonic() + 20
+        while True:
+            try:
+                bgtaskd.Client(str(path)).status()
+                break
+            except errors.NotReachable:
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+        yield str(path)
+        process.terminate()
+
+
+@pytest.fixture
+def client(socket_path: str) -> Iterator[bgtaskd.Client]:
+    with bgtaskd.Client(socket_path) as made:
+        yield made
+
+
+def test_the_same_life_of_a_task(client: bgtaskd.Client) -> None:
+    task = client.run(["sh", "-c", "echo hello"], name="hi", timeout=30)
+    assert (task.result, task.exit_status, task.percent) == ("success", 0, 100)
+    assert client.output(task.id) == b"hello\n"
+    with pytest.raises(bgtaskd.TaskFailed) as failed:
+        client.run(["sh", "-c", "exit 4"])
+    assert failed.value.task.exit_status == 4
+    client.retry(task.id)
+    assert client.wait(task.id).attempt == 2
+    client.remove(task.id)
+    with pytest.raises(errors.NoSuchTask):
+        client.get(task.id)
+
+
+def test_stop_kills_what_ignores_sigterm(client: bgtaskd.Client) -> None:
+    script = "trap '' TERM; echo ready; sleep 600 & wait; sleep 601"
+    task_id = client.start(["bash", "-c", script], stop_timeout=0.3)
+    next(chunk for chunk in client.output_chunks(task_id, follow=True) if chunk.data)
+    client.pause(task_id)
+    assert client.get(task_id).state == "paused"
+    client.stop(task_id)
+    assert client.wait(task_id, timeout=10).state == "stopped"
+
+
+def test_merging_and_the_mailbox(client: bgtaskd.Client) -> None:
+    client.pause_queue("default")
+    first = client.start(["true"])
+    report = client.start(["true"], merge_key="report")
+    assert client.start(["true"], merge_key="report") == report
+    assert client.signal(first, "reload", {"x": 1}) == 1
+    assert [one.payload for one in client.signals(first)] == [{"x": 1}]
+    assert {task.id for task in client.list(states=["queued"])} == {first, report}
+    client.resume_queue("default")
+    assert {task.id for task in client.wait_all([first, report])} == {first, report}
+    assert client.start(["true"], merge_key="report") != report
+
+
+def test_errors_are_typed(client: bgtaskd.Client) -> None:
+    with pytest.raises(errors.InvalidSpec, match="MemoryMax"):
+        client.start(["true"], properties={"MemoryMax": "lots"})
+    with pytest.raises(errors.NoSuchQueue):
+        client.start(["true"], queue="none")
+    with pytest.raises(errors.NotPossible):
+        client.pause(client.run(["true"]).id)
+    with pytest.raises(errors.TimedOut):
+        client.wait(client.start(["sleep", "2"]), timeout=0.05)
+    with pytest.raises(errors.NotReachable, match="/nowhere"):
+        bgtaskd.Client("/nowhere").list()
+
+
+def test_the_asyncio_client_has_the_same_names(socket_path: str) -> None:
+    async def use() -> None:
+        async with bgtaskd.AsyncClient(socket_path) as client:
+            ids = [await client.start(["sh", "-c", f"echo {number}"]) for number in range(3)]
+            ended = {task.id: task.result async for task in client.wait_all(ids)}
+            assert ended == dict.fromkeys(ids, "success")
+            assert await client.output(ids[2]) == b"2\n"
+            events = [event.event async for event in client.watch([ids[0]])]
+            assert events == ["finished"]
+            assert ids[0] in [task.id for task in await client.list(limit=10)]
+
+    asyncio.run(use())
+    blocking = {name for name in dir(bgtaskd.Client) if not name.startswith("_")}
+    assert blocking - {"close"} <= set(dir(bgtaskd.AsyncClient))
+
+
+def test_pypis_varlink_client_lists_starts_waits_and_streams(socket_path: str) -> None:
+    remote: Any
+    with (
+        varlink.Client(address=f"unix:{socket_path}") as service,
+        service.open("org.bgtaskd") as remote,
+    ):
+        started = remote.Start({"argv": ["sh", "-c", "echo one; sleep 0.2; echo two"]})
+        states = [reply["task"]["state"] for reply in remote.Watch([started["id"]], _more=True)]
+        assert states[-1] == "finished"
+        assert remote.Wait([started["id"]], None)["task"]["result"] == "success"
+        replies = remote.Output(started["id"], 0, None, False, None, None, _more=True)
+        assert "".join(reply["data"] for reply in replies) == "one\ntwo\n"
+        listed = remote.List(None, None, None, None, None, 5)["tasks"]
+        assert started["id"] in [task["id"] for task in listed]
+        with pytest.raises(varlink.VarlinkError, match="NoSuchTask"):
+            remote.Get(10**9)
