@@ -53,6 +53,7 @@ from bgtaskd.storage.interface import Message, Operation, PutTask, RemoveTask, S
 log = logging.getLogger(__name__)
 
 PROGRESS_COMMIT_SECONDS = 1.0
+HOLD_SECONDS = 120.0
 Subscriber = Callable[[str, Task], None]
 
 
@@ -84,6 +85,7 @@ class Engine:
         self.signal_subscribers: list[Callable[[Task, Message], None]] = []
         self._subscribers: list[Subscriber] = []
         self._timer: asyncio.TimerHandle | None = None
+        self._held_until = 0.0
         self._unsaved: set[int] = set()
         self._saver: asyncio.TimerHandle | None = None
         self._jobs: set[asyncio.Task[Any]] = set()
@@ -233,15 +235,28 @@ class Engine:
         """Start what may start; set the clock for what is delayed."""
         for task_id in self.scheduler.due(now_usec()):
             self.job(self.change(task_id, Due(now_usec())))
-        for task_id in list(self.scheduler.take()):
-            self.job(self._start(task_id))
+        loop = asyncio.get_running_loop()
+        if loop.time() >= self._held_until:
+            for task_id in list(self.scheduler.take()):
+                self.job(self._start(task_id))
         due = self.scheduler.next_due()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         if due is not None:
             wait = min(max(0.0, (due - now_usec()) / 1e6), 3600.0)
-            self._timer = asyncio.get_running_loop().call_later(wait, self.schedule)
+            self._timer = loop.call_later(wait, self.schedule)
+
+    def hold(self) -> None:
+        """The machine is going down: what is started now would only be interrupted too.
+
+        Should it stay up after all, things go on in a while.
+        """
+        loop = asyncio.get_running_loop()
+        if loop.time() >= self._held_until:
+            log.warning("The machine is going down: no further task is started")
+            self._held_until = loop.time() + HOLD_SECONDS
+            loop.call_later(HOLD_SECONDS, self.schedule)
 
     async def _start(self, task_id: int) -> None:
         task = await self.change(task_id, Picked(now_usec(), self.boot_id))

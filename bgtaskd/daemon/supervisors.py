@@ -127,6 +127,8 @@ class Supervisors:
             elif "left_over" in said:
                 await engine.tell_unit("stop", task, stop_timeout_usec=engine.stop_timeout(task))
             elif "exited" in said:
+                if said["exited"]["result"] == Result.INTERRUPTED.value:
+                    engine.hold()
                 await self._exited(task, said["exited"])
         except IllegalTransition as error:
             log.debug("Out of order: %s", error)

@@ -31,7 +31,7 @@ from bgtaskd.model import scope_name
 
 READ_SIZE: Final = 1 << 17
 TELL_INTERVAL: Final = 0.1
-SHUTDOWN_GRACE: Final = 0.3
+SHUTDOWN_GRACE: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -353,15 +353,19 @@ class Supervisor:
     def _result(self) -> str:
         if self.exec_error is not None:
             return "resources"
+        if os.WIFEXITED(self.status) and os.WEXITSTATUS(self.status) == 0:
+            return "success"
+        if self.shutting_down and not self.stop_asked:
+            return "interrupted"
         if os.WIFEXITED(self.status):
-            return "success" if os.WEXITSTATUS(self.status) == 0 else "exit-code"
+            return "exit-code"
         if self.oom_kills:
             return "oom-kill"
         number = os.WTERMSIG(self.status)
         if number in (signal.SIGTERM, signal.SIGKILL) and not self.stop_asked:
             if self.runtime_max is not None and self._ran_usec() >= self.runtime_max:
                 return "timeout"
-            if self._is_shutting_down():
+            if number == signal.SIGTERM and self._is_shutting_down():
                 return "interrupted"
         return "core-dump" if os.WCOREDUMP(self.status) else "signal"
 
