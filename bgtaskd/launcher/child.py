@@ -133,6 +133,7 @@ def _exec(program: Program, stdout: int, stderr: int, failed: int) -> None:
     }
     for number in CHANGED_SIGNALS:
         signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     try:
         os.execvpe(program.argv[0], list(program.argv), env)  # noqa: S606 - no shell is the point
     except OSError as error:

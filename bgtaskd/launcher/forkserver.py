@@ -35,12 +35,16 @@ def main(argv: list[str]) -> None:
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps supervisors
     os.chdir("/")
+    for fd in (server.fileno(), places.exits, places.tasks):
+        os.set_inheritable(fd, False)  # we came by them through exec; no task may
     gc.collect()
     gc.freeze()  # the collector must not write into pages that all forks share
     while True:
         data, fds, _, _ = socket.recv_fds(server, 16, 1)
         if not data:
             return
+        for fd in fds:
+            os.set_inheritable(fd, False)  # recv_fds() of Python 3.11 passes no MSG_CMSG_CLOEXEC on
         if os.fork() == 0:
             server.close()
             _supervise(socket.socket(fileno=fds[0]), places)

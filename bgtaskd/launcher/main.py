@@ -18,6 +18,7 @@ import socket
 import struct
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -152,6 +153,9 @@ class Launcher:
             answer({"error": "NotAllowed", "reason": str(error)})
         except Refused as error:
             answer({"error": error.name, "reason": str(error)})
+        except Exception as error:  # noqa: BLE001 - one request's trouble is not all tasks' trouble
+            sys.stderr.write(f"<3>{traceback.format_exc()}")
+            answer({"error": "Failed", "reason": f"{type(error).__name__}: {error}"})
 
 
 class ForkServer:

@@ -12,6 +12,7 @@ from bgtaskd.properties import Parsed, PropertyError, check_properties
 
 MESSAGE_MAX: Final = 1 << 20
 ID_MAX: Final = 1 << 53
+ATTEMPT_MAX: Final = 1 << 31
 QUEUE: Final = re.compile(r"[A-Za-z0-9_]{1,64}")
 NAME_MAX: Final = 200
 
@@ -82,7 +83,7 @@ def read_launch(message: Mapping[str, Any]) -> Launch:
         raise BadMessage("env", "names without =")
     return Launch(
         id=integer(message, "id", 1, ID_MAX),
-        attempt=integer(message, "attempt", 1, 1 << 31),
+        attempt=integer(message, "attempt", 1, ATTEMPT_MAX),
         name=text(message, "name", NAME_MAX),
         kind=text(message, "kind", 32),
         queue=queue,
@@ -111,7 +112,7 @@ def parsed(properties: Mapping[str, str]) -> Mapping[str, Parsed]:
 
 def attempt_of(message: Mapping[str, Any]) -> tuple[int, int]:
     """The attempt that a request is about. Raises BadMessage."""
-    return integer(message, "id", 1, ID_MAX), integer(message, "attempt", 1, 1 << 31)
+    return integer(message, "id", 1, ID_MAX), integer(message, "attempt", 1, ATTEMPT_MAX)
 
 
 def integer(message: Mapping[str, Any], name: str, low: int, high: int) -> int:
@@ -130,8 +131,8 @@ def optional(message: Mapping[str, Any], name: str) -> int | None:
 def text(message: Mapping[str, Any], name: str, longest: int) -> str:
     """A bounded string. Raises BadMessage."""
     value = message.get(name)
-    if not isinstance(value, str) or len(value) > longest:
-        raise BadMessage(name, f"a string of at most {longest} characters")
+    if not isinstance(value, str) or len(value) > longest or not is_plain(value):
+        raise BadMessage(name, f"a string without NUL of at most {longest} characters")
     return value
 
 
@@ -148,4 +149,10 @@ def mapping(message: Mapping[str, Any], name: str) -> Mapping[str, str]:
 
 def is_plain(value: object) -> bool:
     """Whether it is a string that can be handed to the kernel."""
-    return isinstance(value, str) and "\0" not in value
+    if not isinstance(value, str) or "\0" in value:
+        return False
+    try:
+        value.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return False  # half a surrogate pair: JSON can say it, nothing else can
+    return True

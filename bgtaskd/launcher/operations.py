@@ -17,6 +17,7 @@ from typing import Any, Final, Protocol
 import bgtaskd
 from bgtaskd.launcher import records
 from bgtaskd.launcher.messages import (
+    ATTEMPT_MAX,
     ID_MAX,
     QUEUE,
     BadMessage,
@@ -63,6 +64,7 @@ class Starting:
 
     launch: Launch
     answer: Answer
+    request: dict[str, Any]
     socket: socket.socket
     pid: int | None = None
     deadline: float = 0.0
@@ -157,6 +159,9 @@ class Operations:
         self._retries = [pair for pair in self._retries if pair[0] > now]
         for starting in due:
             self._start_scope(starting)
+        self._look_after_fork_server()
+
+    def _look_after_fork_server(self) -> None:
         if self._forker.process.poll() is not None:
             self._forker = self._fork_server(self._places, self._wrap)
 
@@ -212,10 +217,31 @@ class Operations:
             "runtime_max_usec": None if runtime is None else runtime.value,
         }
         try:
-            sock = self._forker.fork(request)
+            sock = self._fork(request)
         except OSError as error:
             raise Refused("Resources", f"cannot fork a supervisor: {error.strerror}") from None
-        self._starting[sock.fileno()] = Starting(launch, answer, sock)
+        self._starting[sock.fileno()] = Starting(launch, answer, request, sock)
+
+    def _fork(self, request: dict[str, Any]) -> socket.socket:
+        self._look_after_fork_server()
+        return self._forker.fork(request)
+
+    def _fork_again(self, starting: Starting) -> bool:
+        """Whether a launch that never got a supervisor, since the fork server was killed, gets one now.
+
+        Had it got one all the same, the attempt's record would refuse the second.
+        """
+        if starting.pid is not None or self._forker.process.poll() is None:
+            return False
+        self._starting.pop(starting.socket.fileno(), None)
+        starting.socket.close()
+        try:
+            starting.socket = self._fork(starting.request)
+        except OSError as error:
+            starting.answer({"error": "Resources", "reason": f"cannot fork: {error.strerror}"})
+            return True
+        self._starting[starting.socket.fileno()] = starting
+        return True
 
     def _hear(self, starting: Starting) -> None:
         """The supervisor says its task's pid, then that the task runs; or why not."""
@@ -225,12 +251,14 @@ class Operations:
             return
         except OSError:
             data = b""
+        if not data and self._fork_again(starting):
+            return
         if not data:
             self._over(starting, {"error": "Resources", "reason": "the supervisor died"})
             return
         for part in data.split(b"\0")[:-1]:
             message = json.loads(part)
-            if "pid" in message:
+            if "pid" in message and starting.pid is None:
                 starting.pid = message["pid"]
                 starting.deadline = time.monotonic() + UNIT_EXISTS_PATIENCE
                 self._start_scope(starting)
@@ -240,6 +268,8 @@ class Operations:
                 self._over(starting, message)
 
     def _start_scope(self, starting: Starting) -> None:
+        if starting.socket.fileno() < 0:
+            return  # its supervisor died while it waited for another try
         launch = starting.launch
         properties: list[tuple[str, str, Any]] = [
             ("PIDs", "au", [starting.pid]),
@@ -271,6 +301,8 @@ class Operations:
             self._over(starting, {"error": "Resources", "reason": str(error)})
 
     def _over(self, starting: Starting, message: dict[str, Any]) -> None:
+        if starting.socket.fileno() < 0:
+            return  # answered already
         self._starting.pop(starting.socket.fileno(), None)
         starting.socket.close()
         starting.answer(message)
@@ -298,14 +330,19 @@ class Operations:
     def _kill(self, message: Mapping[str, Any], answer: Answer) -> None:
         unit = self._unit(message)
         number = integer(message, "signal", 1, signal.NSIG - 1)
-        if message.get("whom") == "main":
+        whom = message.get("whom")
+        if whom == "all":
+            self._systemd_call(answer, lambda: self._systemd.kill(unit, number))
+        elif whom == "main":
             leader = self._leader(*attempt_of(message))
             if leader is None:
                 raise Refused("NoSuchUnit", f"{unit} has no main process")
-            self._systemd_call(answer, lambda: signal.pidfd_send_signal(leader, number))
-            os.close(leader)
+            try:
+                self._systemd_call(answer, lambda: signal.pidfd_send_signal(leader, number))
+            finally:
+                os.close(leader)
         else:
-            self._systemd_call(answer, lambda: self._systemd.kill(unit, number))
+            raise BadMessage("whom", "must be all or main")
 
     def _freeze(self, message: Mapping[str, Any], answer: Answer) -> None:
         unit = self._unit(message)
@@ -420,7 +457,9 @@ def _attempts(message: Mapping[str, Any]) -> list[tuple[int, int]]:
         if not (
             isinstance(one, list)
             and len(one) == 2
-            and all(type(part) is int and part > 0 for part in one)
+            and all(type(part) is int for part in one)
+            and 0 < one[0] <= ID_MAX
+            and 0 < one[1] <= ATTEMPT_MAX
         ):
             raise BadMessage("attempts", "a list of [id, attempt]")
         out.append((one[0], one[1]))

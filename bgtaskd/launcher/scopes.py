@@ -106,6 +106,7 @@ class Scopes:
         try:
             while not self._bus.process().is_empty():
                 pass
+            self._early.clear()  # other people's jobs: ours are known before anything is processed
         except DBusBaseError:
             self._open_again()
 

@@ -24,6 +24,7 @@ from bgtaskd.launcher.accounting import Cgroup, Usage, cgroup_of
 from bgtaskd.launcher.home import Home
 from bgtaskd.launcher.messages import Launch
 from bgtaskd.launcher.notify import NotifySocket, parse
+from bgtaskd.launcher.processes import members
 from bgtaskd.logs.capture import Capture
 from bgtaskd.logs.journal import Journal
 from bgtaskd.logs.outputfile import OutputFile
@@ -32,6 +33,8 @@ from bgtaskd.model import scope_name
 READ_SIZE: Final = 1 << 17
 TELL_INTERVAL: Final = 0.1
 SHUTDOWN_GRACE: Final = 1.0
+PIPE_MAX: Final = 1 << 20
+RECORD_RETRIES: Final = 3600
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +90,8 @@ class Supervisor:
         for fd in self.pipes:
             os.set_blocking(fd, False)
         self.exit: dict[str, Any] | None = None
+        self.poll = select.poll()
+        self.left_pidfd = -1
         self.stall_deadline: float | None = None
         self.deadline: float | None = None
         self.unsent: dict[str, Any] = {}
@@ -162,7 +167,7 @@ class Supervisor:
 
     def run(self) -> None:
         """Until the attempt is over and its exit record is written."""
-        poll = select.poll()
+        poll = self.poll
         poll.register(self.pidfd, select.POLLIN)
         poll.register(self.notify.fileno(), select.POLLIN)
         for fd in self.pipes:
@@ -195,6 +200,10 @@ class Supervisor:
                     self._take_notify()
                 elif fd == home:
                     self._hear_home()
+                elif fd == self.left_pidfd:
+                    poll.unregister(fd)
+                    os.close(fd)
+                    self.left_pidfd = -1
                 elif watched.get(fd) == "cgroup.events":
                     self._look_at_cgroup()
                 elif watched.get(fd) == "memory.events":
@@ -328,7 +337,7 @@ class Supervisor:
 
     def _is_empty(self) -> bool:
         """Whether none of the task's processes is left. If some are, the daemon is asked to stop them."""
-        if self.cgroup is None or self.cgroup.values("cgroup.events").get("populated", 0) == 0:
+        if not self._has_left_over():
             return True
         if not self.left_over_told:
             self.left_over_told = True
@@ -336,19 +345,51 @@ class Supervisor:
             self.home.send({"left_over": 1})
         return False
 
+    def _has_left_over(self) -> bool:
+        if self.cgroup is not None:
+            return self.cgroup.values("cgroup.events").get("populated", 0) != 0
+        if self.places.has_scopes:
+            return False
+        while self.left_pidfd < 0:
+            left = members(self.pid)
+            if not left:
+                return False
+            try:
+                self.left_pidfd = os.pidfd_open(left[0])
+            except ProcessLookupError:
+                continue
+            self.poll.register(self.left_pidfd, select.POLLIN)
+        return True
+
     def _finish(self) -> None:
         for fd in list(self.pipes):
-            while fd in self.pipes:
+            # No more than a pipe holds: what has escaped from the task may go on writing for ever.
+            end = self.output.total + PIPE_MAX
+            while fd in self.pipes and self.output.total < end:
                 before = self.output.total
                 if not self._take(fd) or self.output.total == before:
                     break
         self.capture.finish()
         result = self._result()
         self.exit = self._exit_object(result, error=self.exec_error or self.output.error)
-        records.replace(self.places.exits, self.record())
+        self._write_record()
         self.notify.close()
         self._tell_progress(time.monotonic())
         self.home.send({"exited": self.exit})
+
+    def _write_record(self) -> None:
+        """Replace the record. On a full disk: tell the daemon at once, and wait for room, or for its word."""
+        for tries in range(RECORD_RETRIES):
+            try:
+                records.replace(self.places.exits, self.record())
+                return
+            except OSError as error:
+                if tries == 0:
+                    self.capture.note(f"Cannot write the exit record yet: {error.strerror}", 3)
+                    self.home.send({"exited": self.exit})
+            time.sleep(1)  # nothing tells of free space
+            if records.read(self.places.exits, self.launch.id, self.launch.attempt) is None:
+                return  # the daemon has committed the end, and forgotten the record
 
     def _result(self) -> str:
         if self.exec_error is not None:
@@ -402,7 +443,7 @@ class Supervisor:
         return {
             "result": result,
             "exit_status": code,
-            "signal": None if number is None else signal.Signals(number).name,
+            "signal": None if number is None else signal_name(number),
             "error": error,
             "started": self.started,
             "ended": self.ended or time.time_ns() // 1000,
@@ -434,3 +475,11 @@ class Supervisor:
             "left_over": self.left_over_told,
             "exited": False,
         }
+
+
+def signal_name(number: int) -> str:
+    """As kill -l has it; real-time signals, which Python has no names for, as SIGRTMIN+n."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"SIGRTMIN+{number - signal.SIGRTMIN}"

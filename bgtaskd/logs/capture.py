@@ -30,6 +30,10 @@ class Capture:
     def take(self, stream: int, data: bytes) -> None:
         """Output of stream 1 (stdout) or 2 (stderr)."""
         self._output.write(data)
+        self._look_at_window()
+        if self._sent >= self._burst:
+            self._suppress(stream, data)
+            return
         lines = (self._partial[stream] + data).split(b"\n")
         rest = lines.pop()
         while len(rest) > LINE_MAX:
@@ -51,11 +55,20 @@ class Capture:
         """A line of bgtaskd's own about the task."""
         self._send(priority, text.encode("utf-8", "replace"))
 
-    def _line(self, stream: int, line: bytes) -> None:
+    def _look_at_window(self) -> None:
         now = time.monotonic()
         if now - self._window > BURST_USEC / 1e6:
             self._tell_suppressed()
             self._window, self._sent = now, 0
+
+    def _suppress(self, stream: int, data: bytes) -> None:
+        """Count lines, and no more: a task that prints gigabytes must not wait for us."""
+        count = data.count(b"\n")
+        self._suppressed += count
+        rest = data[data.rfind(b"\n") + 1 :] if count else self._partial[stream] + data
+        self._partial[stream] = rest[:LINE_MAX]
+
+    def _line(self, stream: int, line: bytes) -> None:
         if self._sent >= self._burst:
             self._suppressed += 1
             return

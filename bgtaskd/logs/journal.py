@@ -6,8 +6,10 @@ from __future__ import annotations
 import os
 import socket
 import struct
+import time
 
 SOCKET = "/run/systemd/journal/socket"
+HANGING_SECONDS = 30.0
 
 
 def encode(fields: list[tuple[bytes, bytes]]) -> bytes:
@@ -26,6 +28,7 @@ class Journal:
 
     def __init__(self, path: str = SOCKET) -> None:
         self._path = path
+        self._hanging_until = 0.0
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
         self._socket.settimeout(
             5
@@ -41,9 +44,15 @@ class Journal:
 
     def send(self, entry: bytes) -> bool:
         """Send one encoded entry; whether it went out."""
+        if self._hanging_until and time.monotonic() < self._hanging_until:
+            return False
         for _ in range(2):
             try:
                 self._socket.send(entry)
+            except TimeoutError:
+                # It hangs: one wait for many lines, or the task would stand still behind a full pipe.
+                self._hanging_until = time.monotonic() + HANGING_SECONDS
+                return False
             except OSError as error:
                 if error.errno == 90:  # EMSGSIZE: too long for a datagram, so it goes as a file
                     return self._send_as_file(entry)
