@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import socket
@@ -15,8 +16,10 @@ from typing import Any
 import pytest
 
 from bgtaskd import AsyncClient, Client
+from bgtaskd.client import blocking
 from bgtaskd.errors import NoSuchTask, NotReachable, TooManyRequests
 from bgtaskd.protocol import server as server_module
+from bgtaskd.protocol.codec import MESSAGE_MAX
 from bgtaskd.protocol.server import Call, Limits, Server, Streamed
 
 TASK = {"id": 1, "name": "n", "state": "running"}
@@ -142,6 +145,15 @@ def test_what_was_sent_whole_is_done_though_the_caller_has_gone(house: House) ->
     assert house.signalled == ["last words"]
 
 
+def test_a_call_is_not_cut_off_half_way_by_a_reset_connection(house: House) -> None:
+    with dial(house) as sock:
+        sock.sendall(raw("org.bgtaskd.Status") + raw(SIGNAL, parameters={"id": 1, "name": "a"}))
+        while not house.peers:
+            threading.Event().wait(0.005)
+        sock.recv(1, socket.MSG_PEEK)  # closed with an answer unread: the server gets ECONNRESET
+    assert house.signal_done.wait(5)
+
+
 def test_a_caller_who_sends_no_more_still_gets_its_answer(house: House) -> None:
     with dial(house) as sock:
         sock.sendall(raw(SIGNAL, parameters={"id": 1, "name": "a"}))
@@ -196,6 +208,26 @@ def test_what_came_before_nonsense_is_answered_first(house: House) -> None:
         assert answered == {"parameters": {"seq": 1}}
         assert refused["error"] == "org.varlink.service.InvalidParameter"
         assert sock.recv(1) == b""
+
+
+def test_what_came_before_a_message_too_long_is_answered_first(house: House) -> None:
+    with dial(house) as sock:
+        first = raw(SIGNAL, parameters={"id": 1, "name": "a"})
+        sock.sendall(first)
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            sock.sendall(first + b"x" * (MESSAGE_MAX + 1))
+        assert [list(one) for one in hear(sock, 3)] == [
+            ["parameters"],
+            ["parameters"],
+            ["error", "parameters"],
+        ]
+
+
+def test_large_messages_one_after_the_other(house: House) -> None:
+    with dial(house) as sock:
+        for number in range(6):
+            sock.sendall(raw(SIGNAL, parameters={"id": 1, "name": "x" * 600_000}))
+            assert hear(sock) == [{"parameters": {"seq": number + 1}}]
 
 
 def test_an_answer_that_json_cannot_say_does_not_leave_its_caller_waiting(house: House) -> None:
@@ -284,14 +316,43 @@ def test_an_interrupted_call_leaves_no_reply_for_the_next(house: House) -> None:
     with Client(house.path) as client:
         client.status()
         assert client._connection is not None
+        real = client._connection.receive
         client._connection.receive = interrupt  # type: ignore[method-assign]
-        with pytest.raises(KeyboardInterrupt):
+        kept = client._connection
+        with pytest.raises(Interrupt):
             client.signal(1, "a")
+        kept.receive = real  # type: ignore[method-assign]
         assert client.get(1).name == "n"
 
 
+class Interrupt(BaseException):
+    """As a KeyboardInterrupt, which would end pytest too."""
+
+
 def interrupt() -> Any:
-    raise KeyboardInterrupt
+    raise Interrupt
+
+
+def test_a_refusal_is_read_though_the_call_could_not_be_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = str(tmp_path / "s")
+    real = blocking._Connection.send
+    with socket.socket(socket.AF_UNIX) as listening, Client(path) as client:
+        listening.bind(path)
+        listening.listen()
+
+        def refuse_first(*arguments: Any, **named: Any) -> None:
+            refusing, _ = listening.accept()
+            with refusing:
+                refusing.sendall(
+                    b'{"error":"org.bgtaskd.TooManyRequests","parameters":{"reason":"r"}}\0'
+                )
+            real(*arguments, **named)
+
+        monkeypatch.setattr(blocking._Connection, "send", refuse_first)
+        with pytest.raises(TooManyRequests):
+            client.signal(1, "a")
 
 
 def test_threads_may_share_a_client(house: House) -> None:
