@@ -119,6 +119,22 @@ def _id(text: str) -> int:
     return int(unit[1])
 
 
+class _IdsThenRest(argparse.Action):
+    """Ids, and from the first word that is none, another program's own options."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
+        """Sets `ids` and `options`."""
+        ids, rest = [], list(values)
+        while rest and not rest[0].startswith("-"):
+            try:
+                ids.append(_id(rest.pop(0)))
+            except argparse.ArgumentTypeError as error:
+                parser.error(str(error))
+        if not ids:
+            parser.error("the logs of which task?")
+        namespace.ids, namespace.options = ids, rest[1:] if rest[:1] == ["--"] else rest
+
+
 STATES = ("delayed", "queued", "running", "paused", "finished", "failed", "stopped")
 
 
@@ -197,8 +213,10 @@ def parser() -> argparse.ArgumentParser:
     one = verb("output", verbs.output, "Print what a task printed, byte for byte", "+")
     one.add_argument("-f", "--follow", action="store_true", help="go on until it has ended")
     one.add_argument("--attempt", type=int, help="of this attempt (default: the last)")
-    one = verb("logs", verbs.logs, "Show a task's journal; further options go to journalctl", "+")
-    one.add_argument("options", nargs=argparse.REMAINDER, help="after --")
+    one = verb("logs", verbs.logs, "Show tasks' journal; options after the ids go to journalctl")
+    one.add_argument("-f", "--follow", action="store_true", help="go on with what is logged")
+    one.add_argument("-n", "--lines", type=_count, metavar="N", help="only the last so many")
+    one.add_argument("ids", metavar="ID… [OPTION…]", nargs=argparse.REMAINDER, action=_IdsThenRest)
     one = verb("wait", verbs.wait, "Wait until tasks have ended; fails unless all succeeded", "+")
     one.add_argument("--timeout", type=_span, help="give up after this time span")
     verb("stop", verbs.stop, "End tasks: SIGTERM, and SIGKILL after their stop timeout", "+")

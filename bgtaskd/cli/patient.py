@@ -58,6 +58,8 @@ def wait_all(
             if task.id in left:
                 left.remove(task.id)
                 yield task
+            if not left:
+                return
         if left and end is not None and time.monotonic() >= end:
             raise TimedOut(timeout_usec=round((timeout or 0) * 1e6))
 

@@ -82,7 +82,7 @@ def run(arguments: Namespace) -> int:
     if not command:
         raise Problem("run what? bgtaskctl run [options] -- COMMAND…")
     cwd = arguments.cwd
-    if cwd is None and arguments.user is None:
+    if cwd is None and arguments.user is None and os.access(".", os.X_OK):
         cwd = "."  # what a shell would do; somebody else starts in their own home
     with client(arguments) as one:
         task_id = one.start(
@@ -267,7 +267,9 @@ def logs(arguments: Namespace) -> None:
     """bgtaskctl logs."""
     from bgtaskd.model import scope_name
 
-    options = arguments.options[1:] if arguments.options[:1] == ["--"] else arguments.options
+    options = ["--follow"] if arguments.follow else []
+    options += [f"--lines={arguments.lines}"] if arguments.lines is not None else []
+    options += arguments.options
     with client(arguments) as one:
         tasks = [one.get(task_id) for task_id in arguments.ids]
     terms: list[str] = []
