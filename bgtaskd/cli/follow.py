@@ -1,126 +1,141 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What moves on a terminal: `run -f`, with its bar below the output, and `monitor`."""
+"""What moves on a terminal: `run -f`, its bar below the output."""
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
 import threading
-import time
+from collections.abc import Callable, Iterator
 
 from bgtaskd.cli import show
-from bgtaskd.cli.render import coloured, escaped
+from bgtaskd.cli.patient import get, patiently, wait
+from bgtaskd.cli.render import coloured, cut
 from bgtaskd.client.blocking import Client
-from bgtaskd.client.task import TaskInfo
+from bgtaskd.client.task import OutputChunk, TaskInfo
+from bgtaskd.errors import BgtaskdError
 
 REDRAW_SECONDS = 0.1
-CLEAR_LINE = b"\r\x1b[K"
+ERASE = b"\r\x1b[J"
+"""To the end of the screen, not of the line: a bar wraps when the window becomes narrower."""
 
 
-class _Screen:
-    """Output above, one bar below. On anything but a terminal, output only."""
+def write_all(data: bytes) -> None:
+    """All of it to standard output, past Python's buffer."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(1, view) :]
 
-    def __init__(self, live: bool) -> None:
+
+class Screen:
+    """Output above, one bar below, drawn ten times a second at most. Without ``live``, output only."""
+
+    def __init__(self, live: bool, write: Callable[[bytes], None] = write_all) -> None:
         self._live = live
+        self._write = write
         self._lock = threading.Lock()
+        self._stale = threading.Event()
+        self._closed = threading.Event()
         self._task: TaskInfo | None = None
         self._at_line_start = True
         self._drawn = False
-        self._last = 0.0
+        if live:
+            threading.Thread(target=self._redraw, daemon=True).start()
 
     def write(self, data: bytes) -> None:
         """Output of the task."""
         with self._lock:
             self._erase()
-            os.write(1, data)
+            self._write(data)
             self._at_line_start = data.endswith(b"\n")
-            self._draw()
+        self._stale.set()
 
     def update(self, task: TaskInfo) -> None:
         """The task has changed."""
         with self._lock:
             self._task = task
-            if time.monotonic() - self._last >= REDRAW_SECONDS:
-                self._erase()
-                self._draw()
+        self._stale.set()
 
     def close(self) -> None:
         """Take the bar away."""
+        self._closed.set()
+        self._stale.set()
         with self._lock:
             self._erase()
             if self._live and not self._at_line_start:
-                os.write(1, b"\n")
+                self._write(b"\n")
             self._live = False
+
+    def _redraw(self) -> None:
+        while not self._closed.is_set():
+            self._stale.wait()
+            self._stale.clear()
+            with self._lock:
+                self._draw()
+            self._closed.wait(REDRAW_SECONDS)
 
     def _erase(self) -> None:
         if self._drawn:
-            os.write(1, CLEAR_LINE)
+            self._write(ERASE)
             self._drawn = False
 
     def _draw(self) -> None:
         task = self._task
+        # A line that is not whole yet, a prompt perhaps, must not be drawn over.
         if not self._live or task is None or not self._at_line_start or task.is_ended():
             return
         width = shutil.get_terminal_size((80, 24)).columns - 1
-        line = f"[{task.id}] {show.progress_line(task, width - len(str(task.id)) - 3)}"
-        os.write(1, line.encode())
+        what = show.progress_line(task, width) or show.what(task)
+        line = cut(f"[{task.id}] {what}", width)
+        encoding = sys.stdout.encoding or "utf-8"
+        self._write((ERASE if self._drawn else b"") + line.encode(encoding, "replace"))
         self._drawn = True
-        self._last = time.monotonic()
 
 
 def follow(client: Client, task_id: int, quiet: bool) -> TaskInfo:
     """Show a task's output and progress until it has ended. Ctrl-C lets it go on."""
-    screen = _Screen(live=sys.stdout.isatty() and not quiet)
-
-    def copy() -> None:
-        for chunk in Client(client.path).output_chunks(task_id, follow=True):
+    live = sys.stdout.isatty() and not quiet and os.environ.get("TERM") != "dumb"
+    sys.stdout.flush()
+    screen = Screen(live)
+    if live:
+        threading.Thread(target=_watch, args=(client.path, task_id, screen), daemon=True).start()
+    try:
+        for chunk in all_output(client, task_id):
             if chunk.data:
                 screen.write(chunk.data)
-
-    copier = threading.Thread(target=copy, daemon=True)
-    copier.start()
-    task = client.get(task_id)
-    try:
-        for event in client.watch([task_id]):
-            task = event.task
-            screen.update(task)
-        copier.join(10)
-    except KeyboardInterrupt:
+        task = wait(client, task_id)
+    finally:
         screen.close()
-        print(
-            f"Task {task_id} goes on: bgtaskctl status {task_id}, bgtaskctl output -f {task_id}",
-            file=sys.stderr,
-        )
-        raise
-    screen.close()
-    if sys.stdout.isatty() and not quiet:
-        dot = coloured(
-            "●", "32" if task.result == "success" else "31", "NO_COLOR" not in os.environ
-        )
+    if live:
+        colour = "32" if task.result == "success" else "31"
+        dot = coloured("●", colour, "NO_COLOR" not in os.environ)
         print(f"{dot} task {task.id} {show.what(task)} after {show.took(task)}", file=sys.stderr)
-    return client.wait(task_id)
+    return task
 
 
-def monitor(client: Client, as_json: bool) -> None:
-    """One line a change, for ever; the newest at the bottom."""
-    for event in client.watch():
-        task = event.task
-        if as_json:
-            print(
-                json.dumps(
-                    {
-                        "event": event.event,
-                        "id": task.id,
-                        "state": task.state,
-                        "percent": task.percent,
-                    }
-                ),
-                flush=True,
-            )
-            continue
-        at = time.strftime("%H:%M:%S", time.localtime(task.updated / 1e6))
-        width = shutil.get_terminal_size((80, 24)).columns
-        head = f"{at} {task.id:>6} {event.event:<8} {show.what(task):<10} {escaped(task.name)[:24]:<24} "
-        print(head + show.progress_line(task, max(20, width - len(head))), flush=True)
+def _watch(path: str, task_id: int, screen: Screen) -> None:
+    """Keep the bar true. It is an ornament: what goes wrong here is told by the output's own stream."""
+    try:
+        for event in patiently(lambda: Client(path).watch([task_id])):
+            screen.update(event.task)
+    except BgtaskdError:
+        pass
+
+
+def all_output(client: Client, task_id: int) -> Iterator[OutputChunk]:
+    """What a task prints until it has ended, this attempt's and those of all retries."""
+    attempt, offset = max(1, get(client, task_id).attempt), 0
+
+    def begin() -> Iterator[OutputChunk]:
+        return client.output_chunks(task_id, offset=offset, follow=True, attempt=attempt)
+
+    while True:
+        for chunk in patiently(begin, reached=True):
+            offset = chunk.next_offset
+            yield chunk
+        task = get(client, task_id)
+        if task.attempt > attempt:
+            attempt, offset = attempt + 1, 0
+        elif task.is_ended():
+            return

@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
+import re
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -21,6 +23,9 @@ DONE, FAILED, USAGE, NOT_REACHABLE, NO_SUCH_TASK, NOT_ALLOWED = range(6)
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point. The exit status is described in bgtaskctl(1)."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a locale that has no "●" is no reason to fail
     arguments = parser().parse_args(argv)
     try:
         status = int(arguments.verb(arguments) or DONE)
@@ -40,6 +45,8 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(NO_SUCH_TASK, str(error))
     except errors.PermissionDenied as error:
         return _fail(NOT_ALLOWED, str(error))
+    except errors.RemoteError as error:
+        return _fail(FAILED, _refusal(error))
     except (errors.BgtaskdError, verbs.Problem) as error:
         return _fail(FAILED, str(error))
     except KeyboardInterrupt:
@@ -47,6 +54,18 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return DONE
+    except OSError as error:  # a full disk behind the redirection; no journalctl
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        what = f"{error.filename}: " if error.filename else ""
+        return _fail(FAILED, f"{what}{error.strerror or error}")
+
+
+def _refusal(error: errors.RemoteError) -> str:
+    if error.name == "org.varlink.service.InvalidParameter":
+        return f"the daemon refused: {error.parameters.get('parameter')}"
+    if error.name.startswith("org.varlink.service."):
+        return f"{error}: the daemon is of another version? bgtaskctl here is {bgtaskd.__version__}"
+    return str(error)
 
 
 def _fail(status: int, text: str) -> int:
@@ -80,8 +99,57 @@ def _pair(text: str) -> tuple[str, str]:
     return name, value
 
 
-def _env(text: str) -> tuple[str, str]:
-    return _pair(text) if "=" in text else (text, os.environ.get(text, ""))
+def _env(text: str) -> tuple[str, str | None]:
+    return _pair(text) if "=" in text else (text, os.environ.get(text))
+
+
+def _words(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError("not valid UTF-8") from None
+    return text
+
+
+def _id(text: str) -> int:
+    # Also as units have it: what was copied from systemctl can be pasted here.
+    unit = re.fullmatch(r"(?:bgtask-)?([0-9]{1,18})(?:\.[0-9]+)?(?:\.scope)?", text)
+    if unit is None or ("." in text and "bgtask-" not in text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no task's id")
+    return int(unit[1])
+
+
+class _IdsThenRest(argparse.Action):
+    """Ids, and from the first word that is none, another program's own options."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
+        """Sets `ids` and `options`."""
+        ids, rest = [], list(values)
+        while rest and not rest[0].startswith("-"):
+            try:
+                ids.append(_id(rest.pop(0)))
+            except argparse.ArgumentTypeError as error:
+                parser.error(str(error))
+        if not ids:
+            parser.error("the logs of which task?")
+        namespace.ids, namespace.options = ids, rest[1:] if rest[:1] == ["--"] else rest
+
+
+STATES = ("delayed", "queued", "running", "paused", "finished", "failed", "stopped")
+
+
+def _states(text: str) -> list[str]:
+    states = text.split(",")
+    for state in states:
+        if state not in STATES:
+            raise argparse.ArgumentTypeError(f"{state!r} is no state; they are {', '.join(STATES)}")
+    return states
+
+
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or len(text) > 9:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of lines")
+    return int(text)
 
 
 def _json(text: str) -> Any:
@@ -119,7 +187,7 @@ def parser() -> argparse.ArgumentParser:
         one = add.add_parser(name, help=text, description=text, parents=[every], allow_abbrev=False)
         one.set_defaults(verb=function)
         if ids:
-            one.add_argument("ids", metavar="ID", type=int, nargs=ids)
+            one.add_argument("ids", metavar="ID", type=_id, nargs=ids)
         return one
 
     _add_run(verb("run", verbs.run, "Run a command as a background task; prints its id"))
@@ -127,19 +195,28 @@ def parser() -> argparse.ArgumentParser:
         "list", verbs.list_, "List tasks: those that have not ended, and the last ten that have"
     )
     one.add_argument("-a", "--all", action="store_true", help="all tasks")
-    one.add_argument("-n", "--lines", type=int, help="so many at the most")
-    one.add_argument("--state", action="append", help="only tasks in this state")
+    one.add_argument("-n", "--lines", type=_count, metavar="N", help="so many at the most")
+    one.add_argument(
+        "--state",
+        action="append",
+        type=_states,
+        metavar="STATE[,STATE…]",
+        help="only tasks in these states: " + ", ".join(STATES),
+    )
     one.add_argument("--queue")
     one.add_argument("--name", help="a shell pattern")
     one.add_argument("--user")
     verb("status", verbs.status, "Show tasks; without an id, the daemon", "*")
     one = verb("show", verbs.show, "Print a task's properties, for programs", "+")
-    one.add_argument("-p", "--property", action="append", help="only this one")
+    one.add_argument("-p", "--property", action="append", help="only these: NAME,NAME…")
+    one.add_argument("--value", action="store_true", help="print values without their names")
     one = verb("output", verbs.output, "Print what a task printed, byte for byte", "+")
     one.add_argument("-f", "--follow", action="store_true", help="go on until it has ended")
     one.add_argument("--attempt", type=int, help="of this attempt (default: the last)")
-    one = verb("logs", verbs.logs, "Show a task's journal; further options go to journalctl", "+")
-    one.add_argument("options", nargs=argparse.REMAINDER, help="after --")
+    one = verb("logs", verbs.logs, "Show tasks' journal; options after the ids go to journalctl")
+    one.add_argument("-f", "--follow", action="store_true", help="go on with what is logged")
+    one.add_argument("-n", "--lines", type=_count, metavar="N", help="only the last so many")
+    one.add_argument("ids", metavar="ID… [OPTION…]", nargs=argparse.REMAINDER, action=_IdsThenRest)
     one = verb("wait", verbs.wait, "Wait until tasks have ended; fails unless all succeeded", "+")
     one.add_argument("--timeout", type=_span, help="give up after this time span")
     verb("stop", verbs.stop, "End tasks: SIGTERM, and SIGKILL after their stop timeout", "+")
@@ -151,17 +228,17 @@ def parser() -> argparse.ArgumentParser:
     verb("retry", verbs.retry, "Run ended tasks again", "+")
     verb("rm", verbs.remove, "Forget ended tasks and their output", "+")
     one = verb("signal", verbs.signal, "Leave a message in a task's mailbox")
-    one.add_argument("id", metavar="ID", type=int)
+    one.add_argument("id", metavar="ID", type=_id)
     one.add_argument("name", metavar="NAME")
     one.add_argument("payload", metavar="JSON", type=_json, nargs="?")
     one = verb("signals", verbs.signals, "Show a task's mailbox")
-    one.add_argument("id", metavar="ID", type=int, nargs="?", default=os.environ.get("BGTASK_ID"))
+    one.add_argument("id", metavar="ID", type=_id, nargs="?", default=os.environ.get("BGTASK_ID"))
     one.add_argument("--clear", action="store_true", help="and clear it")
     one = verb("config", verbs.config, "Show, or replace, the configuration a task sees")
-    one.add_argument("id", metavar="ID", type=int)
+    one.add_argument("id", metavar="ID", type=_id, nargs="?", default=os.environ.get("BGTASK_ID"))
     one.add_argument("value", metavar="JSON", type=_json, nargs="?")
     one = verb("update", verbs.update, "Report progress; inside a task, of this task")
-    one.add_argument("--id", type=int, default=os.environ.get("BGTASK_ID"))
+    one.add_argument("--id", type=_id, default=os.environ.get("BGTASK_ID"))
     one.add_argument("--progress", type=float, metavar="PERCENT")
     one.add_argument("--finished", type=int)
     one.add_argument("--total", type=int)
@@ -170,7 +247,8 @@ def parser() -> argparse.ArgumentParser:
     one = verb("queues", verbs.queues, "List queues; pause or resume one")
     one.add_argument("action", choices=("list", "pause", "resume"), nargs="?", default="list")
     one.add_argument("queue", nargs="?")
-    verb("monitor", verbs.monitor, "Show changes as they happen")
+    one = verb("monitor", verbs.monitor, "Show what runs, as it changes")
+    one.add_argument("--lines", action="store_true", help="a line a change, also on a terminal")
     one = verb("check-config", verbs.check_config, "Check the configuration files")
     one.add_argument("--config", default="/etc/bgtaskd.yaml")
     one.add_argument("--conf-d", default="/etc/bgtaskd/conf.d")
@@ -186,8 +264,8 @@ def _add_run(one: argparse.ArgumentParser) -> None:
         action="store_true",
         help="show its output and progress until it has ended",
     )
-    one.add_argument("--name")
-    one.add_argument("--queue")
+    one.add_argument("--name", type=_words, help="what it is called (default: the program's name)")
+    one.add_argument("--queue", type=_words, help="which queue it waits in")
     one.add_argument("--priority", type=int, help="-1000 to 1000; higher first")
     one.add_argument(
         "--delay", type=_span, metavar="SPAN", help="not before so long from now: 5min"
@@ -211,15 +289,18 @@ def _add_run(one: argparse.ArgumentParser) -> None:
         "--retry-on", action="append", metavar="RESULT", help="try again only after this result"
     )
     one.add_argument("--user", help="run as this user (where the policy allows)")
-    one.add_argument("-d", "--cwd", metavar="DIR")
+    one.add_argument("-d", "--cwd", metavar="DIR", help="where it runs (default: here)")
     one.add_argument(
-        "-E", "--setenv", action="append", type=_env, default=[], metavar="NAME[=VALUE]"
+        "-E", "--setenv", "--env", action="append", type=_env, default=[], metavar="NAME[=VALUE]"
     )
     one.add_argument(
         "-p", "--property", action="append", type=_pair, default=[], metavar="NAME=VALUE"
     )
     one.add_argument(
-        "--merge-key", metavar="KEY", help="use a task with this key that has not ended"
+        "--merge-key",
+        metavar="KEY",
+        type=_words,
+        help="use a task with this key that has not ended",
     )
     one.add_argument("--settings", type=_json, metavar="JSON")
 

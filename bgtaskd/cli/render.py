@@ -32,7 +32,9 @@ def _escape(one: str) -> str:
     if one in CONTROL:
         return CONTROL[one]
     number = ord(one)
-    return f"\\x{number:02x}" if number < 256 else f"\\u{number:04x}"
+    if number < 0x100:
+        return f"\\x{number:02x}"
+    return f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
 
 
 def width(text: str) -> int:
@@ -41,21 +43,28 @@ def width(text: str) -> int:
 
 
 def _columns(one: str) -> int:
-    if unicodedata.combining(one):
-        return 0
+    if unicodedata.category(one) in ("Mn", "Me") or "\u1160" <= one <= "\u11ff":
+        return 0  # accents, and the Hangul vowels and finals that join the syllable before them
     return 2 if unicodedata.east_asian_width(one) in "WF" else 1
 
 
 def fitted(text: str, columns: int) -> str:
     """Exactly so many columns: cut with an ellipsis, or filled with blanks."""
-    if width(text) > columns:
-        kept = ""
-        for one in text:
-            if width(kept) + _columns(one) > columns - 1:
-                break
-            kept += one
-        text = kept + "…" if columns > 0 else ""
+    text = cut(text, columns)
     return text + " " * (columns - width(text))
+
+
+def cut(text: str, columns: int) -> str:
+    """At most so many columns; an ellipsis stands for what did not fit."""
+    if width(text) <= columns:
+        return text
+    room, kept = columns - 1, []
+    for one in text:
+        room -= _columns(one)
+        if room < 0:
+            break
+        kept.append(one)
+    return "".join(kept) + "…" if columns > 0 else ""
 
 
 def coloured(text: str, code: str, colours: bool) -> str:
@@ -65,7 +74,8 @@ def coloured(text: str, code: str, colours: bool) -> str:
 
 def progress_bar(percent: float | None, columns: int) -> str:
     """A bar, so wide; empty where nothing is known."""
-    full = 0 if percent is None else round(columns * percent / 100)
+    # Rounded down: a full bar means that it is done.
+    full = 0 if percent is None else max(0, min(columns, int(columns * percent / 100)))
     return "█" * full + "░" * (columns - full)
 
 
@@ -95,30 +105,44 @@ def span(usec: int | None) -> str:
 
 
 def moment(usec: int) -> str:
-    """A time of day as systemctl shows it, in local time."""
-    return datetime.fromtimestamp(usec / 1e6).astimezone().strftime("%a %Y-%m-%d %H:%M:%S %Z")
+    """A time as systemctl shows it, in local time."""
+    try:
+        at = datetime.fromtimestamp(usec / 1e6).astimezone()
+    except (ValueError, OverflowError, OSError):
+        return "in a distant year"
+    return at.strftime("%a %Y-%m-%d %H:%M:%S %Z")
 
 
 def table(
     head: Sequence[str],
     rows: Sequence[Sequence[str]],
     stretch: int,
-    columns: int,
+    columns: int | None,
     right: Sequence[int] = (),
+    colour: tuple[int, Sequence[str]] | None = None,
 ) -> list[str]:
-    """Rows in columns; the column ``stretch`` takes or gives the room that is left of ``columns``."""
+    """Rows in columns; the column ``stretch`` gives way where they need more than ``columns`` (None: never).
+
+    No line is wider than that. ``right``: columns of numbers. ``colour``: a column, and each row's code.
+    """
     cells = [list(head), *[list(row) for row in rows]]
     widths = [max(width(row[number]) for row in cells) for number in range(len(head))]
-    spare = columns - sum(widths) - (len(head) - 1)
-    if spare < 0:
-        widths[stretch] = max(8, widths[stretch] + spare)
+    if columns is not None:
+        spare = columns - sum(widths) - (len(head) - 1)
+        if spare < 0:
+            widths[stretch] = max(min(8, widths[stretch]), widths[stretch] + spare)
     out = []
-    for row in cells:
-        fields = []
+    for line_number, row in enumerate(cells):
+        fields, room = [], columns
         for number, text in enumerate(row):
-            field = fitted(text, widths[number])
-            if number in right:
-                field = field.rstrip().rjust(widths[number])
-            fields.append(field)
+            if room is not None and room <= 0:
+                break
+            wide = widths[number] if room is None else min(widths[number], room)
+            text = cut(text, wide)
+            blanks = " " * (wide - width(text))
+            if colour is not None and number == colour[0] and line_number:
+                text = coloured(text, colour[1][line_number - 1], True)
+            fields.append(blanks + text if number in right else text + blanks)
+            room = None if room is None else room - wide - 1
         out.append(" ".join(fields).rstrip())
     return out

@@ -7,7 +7,17 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from bgtaskd.cli.render import DOT, coloured, escaped, moment, progress_bar, size, span, table
+from bgtaskd.cli.render import (
+    DOT,
+    coloured,
+    cut,
+    escaped,
+    moment,
+    progress_bar,
+    size,
+    span,
+    table,
+)
 from bgtaskd.client.task import QueueInfo, TaskInfo
 
 
@@ -17,8 +27,8 @@ def now() -> int:
 
 
 def percent_of(task: TaskInfo) -> str:
-    """42%, or a dash."""
-    return "-" if task.percent is None else f"{task.percent:.0f}%"
+    """42%, or a dash. Rounded down: 100% means that all is done."""
+    return "-" if task.percent is None else f"{int(task.percent)}%"
 
 
 def took(task: TaskInfo) -> str:
@@ -33,39 +43,49 @@ def took(task: TaskInfo) -> str:
 def what(task: TaskInfo) -> str:
     """The state; for one that failed, why."""
     if task.state == "failed" and task.result:
-        code = f" {task.exit_status}" if task.result == "exit-code" else ""
-        return f"failed ({task.result}{code})"
+        why = task.result
+        if why == "exit-code":
+            why = f"exit {task.exit_status}"
+        elif why == "signal" and task.signal:
+            why = task.signal
+        return f"failed ({escaped(why)})"
     return task.state
 
 
-def task_table(tasks: Sequence[TaskInfo], columns: int, colours: bool, legend: bool) -> list[str]:
-    """The table of `list`."""
+def short_bar(task: TaskInfo, columns: int | None) -> str:
+    """The column DONE: a bar where it says something and there is room, and the percentage."""
+    if columns is None or columns < 76 or task.percent is None or task.is_ended():
+        return percent_of(task)
+    return f"{progress_bar(task.percent, 8)} {percent_of(task):>3}"
+
+
+def task_table(
+    tasks: Sequence[TaskInfo], columns: int | None, colours: bool, legend: bool
+) -> list[str]:
+    """The table of `list`, so wide at the most (None: as wide as it comes)."""
     rows = [
         [
             str(one.id),
             escaped(one.name),
             what(one),
-            percent_of(one),
+            short_bar(one, columns),
             took(one),
             escaped(one.user),
-            one.queue,
+            escaped(one.queue),
         ]
         for one in tasks
     ]
     head = ["ID", "NAME", "STATE", "DONE", "TIME", "USER", "QUEUE"]
-    lines = table(head, rows, 1, columns, right=(0, 3))
-    if colours:
-        for number, one in enumerate(tasks, 1):
-            state = what(one)
-            lines[number] = lines[number].replace(state, coloured(state, DOT[one.state], True), 1)
+    codes = (2, [DOT.get(one.state, "0") for one in tasks]) if colours else None
+    lines = table(head, rows, 1, columns, right=(0, 3, 4), colour=codes)
     return lines if legend else lines[1:]
 
 
-def queue_table(queues: Sequence[QueueInfo], columns: int, legend: bool) -> list[str]:
+def queue_table(queues: Sequence[QueueInfo], columns: int | None, legend: bool) -> list[str]:
     """The table of `queues`."""
     rows = [
         [
-            one.name,
+            escaped(one.name),
             str(one.slots),
             str(one.running),
             str(one.waiting),
@@ -79,15 +99,15 @@ def queue_table(queues: Sequence[QueueInfo], columns: int, legend: bool) -> list
     return lines if legend else lines[1:]
 
 
-def task_status(task: TaskInfo, output: bytes, columns: int, colours: bool) -> list[str]:
+def task_status(task: TaskInfo, output: bytes, columns: int | None, colours: bool) -> list[str]:
     """The text of `status ID`, at home beside `systemctl status`."""
-    dot = coloured("●", DOT[task.state], colours)
-    lines = [f"{dot} {task.unit} - {escaped(task.name)}"]
+    dot = coloured("●", DOT.get(task.state, "0"), colours)
+    lines = [f"{dot} {escaped(task.unit)} - {escaped(task.name)}"]
 
     def row(name: str, text: str) -> None:
         lines.append(f"{name:>11}: {text}")
 
-    row("State", coloured(what(task), DOT[task.state], colours) + _since(task))
+    row("State", coloured(what(task), DOT.get(task.state, "0"), colours) + _since(task))
     if task.error:
         row("Error", escaped(task.error))
     if task.signal or task.exit_status is not None:
@@ -114,11 +134,20 @@ def task_status(task: TaskInfo, output: bytes, columns: int, colours: bool) -> l
     if task.io_read_bytes is not None and task.io_write_bytes is not None:
         row("IO", f"{size(task.io_read_bytes)} read, {size(task.io_write_bytes)} written")
     if task.percent is not None or task.message:
-        row("Progress", progress_line(task, columns - 13))
+        row("Progress", progress_line(task, 1000 if columns is None else columns - 13))
     if output:
         lines.append("")
-        lines.extend(escaped(one) for one in output.decode("utf-8", "replace").splitlines()[-10:])
+        shown = [escaped(one) for one in output_lines(output)]
+        lines.extend(shown if columns is None else [cut(one, columns) for one in shown])
     return lines
+
+
+def output_lines(output: bytes) -> list[str]:
+    """The last ten lines. Of a line that overwrote itself, as progress bars do, what was last to be seen."""
+    lines = output.decode("utf-8", "replace").split("\n")
+    if lines[-1] == "":
+        lines.pop()
+    return [one.rstrip("\r").rpartition("\r")[2].expandtabs() for one in lines[-10:]]
 
 
 def _since(task: TaskInfo) -> str:
@@ -131,16 +160,15 @@ def _since(task: TaskInfo) -> str:
 
 def progress_line(task: TaskInfo, columns: int) -> str:
     """A bar, the percentage, the operations, the message; never wider than told."""
-    count = (
-        f" {task.finished}/{task.total}"
-        if task.total is not None and task.finished is not None
-        else ""
-    )
-    head = f"{percent_of(task):>4}{count}"
-    bar = progress_bar(task.percent, max(10, min(30, columns // 3)))
-    message = escaped(task.message or "")
-    line = f"{bar} {head} {message}".rstrip()
-    return line if len(line) <= columns else line[: max(0, columns - 1)] + "…"
+    parts = []
+    if task.percent is not None:
+        parts.append(progress_bar(task.percent, max(10, min(30, columns // 3))))
+        parts.append(f"{percent_of(task):>4}")
+    if task.finished is not None:
+        parts.append(str(task.finished) if task.total is None else f"{task.finished}/{task.total}")
+    if task.message:
+        parts.append(escaped(task.message))
+    return cut(" ".join(parts), columns)
 
 
 def daemon_status(status: dict[str, Any], colours: bool) -> list[str]:

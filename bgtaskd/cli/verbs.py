@@ -14,12 +14,12 @@ from argparse import Namespace
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from bgtaskd.cli import patient
 from bgtaskd.cli import show as text
 from bgtaskd.cli.render import escaped
 from bgtaskd.client.blocking import Client
 from bgtaskd.client.task import TaskInfo
 from bgtaskd.errors import BgtaskdError
-from bgtaskd.model import scope_name
 
 LAST_ENDED = 10
 ENDED = ("finished", "failed", "stopped")
@@ -35,9 +35,11 @@ def client(arguments: Namespace) -> Client:
     return Client(arguments.socket)
 
 
-def columns() -> int:
-    """The terminal's width."""
-    return shutil.get_terminal_size((80, 24)).columns
+def columns() -> int | None:
+    """The terminal's width; None where nothing is to be cut: systemctl leaves lines whole in a pipe, too."""
+    if sys.stdout.isatty() or os.environ.get("COLUMNS"):
+        return shutil.get_terminal_size((80, 24)).columns
+    return None
 
 
 def colours() -> bool:
@@ -56,8 +58,9 @@ def print_lines(lines: Sequence[str], arguments: Namespace) -> None:
         sys.stdout.write("".join(f"{one}\n" for one in lines))
         return
     env = {"LESS": "FRSXMK", **os.environ}
-    with subprocess.Popen(pager, shell=True, stdin=subprocess.PIPE, env=env, text=True) as process:  # noqa: S602
-        process.communicate("".join(f"{one}\n" for one in lines))
+    text_ = "".join(f"{one}\n" for one in lines).encode(sys.stdout.encoding, "replace")
+    with subprocess.Popen(pager, shell=True, stdin=subprocess.PIPE, env=env) as process:  # noqa: S602
+        process.communicate(text_)
 
 
 def print_json(value: Any) -> None:
@@ -78,13 +81,16 @@ def run(arguments: Namespace) -> int:
     command = arguments.command[1:] if arguments.command[:1] == ["--"] else arguments.command
     if not command:
         raise Problem("run what? bgtaskctl run [options] -- COMMAND…")
+    cwd = arguments.cwd
+    if cwd is None and arguments.user is None and os.access(".", os.X_OK):
+        cwd = "."  # what a shell would do; somebody else starts in their own home
     with client(arguments) as one:
         task_id = one.start(
             command,
-            name=arguments.name,
+            name=arguments.name or name_of(command[0]),
             user=arguments.user,
-            cwd=os.path.abspath(arguments.cwd) if arguments.cwd else None,
-            env=dict(arguments.setenv) or None,
+            cwd=os.path.abspath(cwd) if cwd else None,
+            env={name: value for name, value in arguments.setenv if value is not None} or None,
             queue=arguments.queue,
             priority=arguments.priority,
             delay=arguments.delay,
@@ -98,14 +104,37 @@ def run(arguments: Namespace) -> int:
             merge_key=arguments.merge_key,
             settings=arguments.settings,
         )
-        if arguments.follow:
-            from bgtaskd.cli.follow import follow
+        if not arguments.follow and not arguments.wait:
+            print_json({"id": task_id}) if arguments.output == "json" else print(task_id)
+            return 0
+        try:
+            if arguments.follow:
+                from bgtaskd.cli.follow import follow
 
-            return exit_status(follow(one, task_id, arguments.quiet))
-        if arguments.wait:
-            return exit_status(one.wait(task_id))
-        print_json({"id": task_id}) if arguments.output == "json" else print(task_id)
-        return 0
+                task = follow(one, task_id, arguments.quiet)
+            else:
+                if sys.stderr.isatty() and not arguments.quiet:
+                    print(f"Waiting for task {task_id}.", file=sys.stderr)
+                task = patient.wait(one, task_id)
+        except KeyboardInterrupt:
+            print(
+                f"Task {task_id} goes on (bgtaskctl output -f {task_id}; "
+                f"to end it: bgtaskctl stop {task_id})",
+                file=sys.stderr,
+            )
+            raise
+        if arguments.output == "json":
+            print_json(as_json(task))
+        return exit_status(task)
+
+
+def name_of(program: str) -> str | None:
+    """A name for a program whose own name is not UTF-8; None for all others: the daemon knows those."""
+    try:
+        program.encode()
+    except UnicodeEncodeError:
+        return os.fsencode(os.path.basename(program)).decode("utf-8", "backslashreplace")[:200]
+    return None
 
 
 def exit_status(task: TaskInfo) -> int:
@@ -116,11 +145,15 @@ def exit_status(task: TaskInfo) -> int:
             if task.result in ("success", "exit-code")
             else max(1, task.exit_status)
         )
-    if task.signal is not None:
-        return 128 + unix_signal.Signals[task.signal].value
-    if task.error:
-        print(f"bgtaskctl: task {task.id}: {escaped(task.error)}", file=sys.stderr)
-    return 0 if task.result == "success" else 1
+    if task.result == "success":
+        return 0
+    if task.signal is not None and task.state != "stopped":
+        number = getattr(unix_signal, task.signal, None)
+        return 128 + number if isinstance(number, int) else 1
+    if task.error or task.state != "failed":
+        why = task.error or text.what(task)
+        print(f"bgtaskctl: task {task.id}: {escaped(why)}", file=sys.stderr)
+    return 1
 
 
 # --- looking -----------------------------------------------------------------------------------------
@@ -130,8 +163,9 @@ def list_(arguments: Namespace) -> None:
     """bgtaskctl list."""
     only = {"queue": arguments.queue, "name": arguments.name, "user": arguments.user}
     with client(arguments) as one:
-        if arguments.all or arguments.state:
-            tasks = list_all(one, arguments.state, arguments.lines, only)
+        states = [state for given in arguments.state or () for state in given]
+        if arguments.all or states:
+            tasks = list_all(one, states or None, arguments.lines, only)
         else:
             tasks = list_all(one, LIVE, arguments.lines, only)
             tasks += one.list(states=ENDED, limit=LAST_ENDED, **only)
@@ -190,7 +224,6 @@ def status(arguments: Namespace) -> int:
                 *text.task_status(task, output_, columns(), colours()),
             ]
         print_lines(lines, arguments)
-        # As systemctl status: 3 for what does not run. A task that succeeded is no failure, though.
         return 0
 
 
@@ -199,8 +232,9 @@ def show(arguments: Namespace) -> None:
     with client(arguments) as one:
         for number, task_id in enumerate(arguments.ids):
             values = as_json(one.get(task_id))
-            if arguments.property:
-                values = {name: values[name] for name in arguments.property if name in values}
+            wanted = [name for given in arguments.property or () for name in given.split(",")]
+            if wanted:
+                values = {name: values[name] for name in wanted if name in values}
             if arguments.output == "json":
                 print_json(values)
                 continue
@@ -209,7 +243,7 @@ def show(arguments: Namespace) -> None:
                 shown = (
                     value if isinstance(value, str) else "" if value is None else json.dumps(value)
                 )
-                print(f"{name}={escaped(shown)}")
+                print(escaped(shown) if arguments.value else f"{name}={escaped(shown)}")
 
 
 def output(arguments: Namespace) -> None:
@@ -231,7 +265,11 @@ def output(arguments: Namespace) -> None:
 
 def logs(arguments: Namespace) -> None:
     """bgtaskctl logs."""
-    options = arguments.options[1:] if arguments.options[:1] == ["--"] else arguments.options
+    from bgtaskd.model import scope_name
+
+    options = ["--follow"] if arguments.follow else []
+    options += [f"--lines={arguments.lines}"] if arguments.lines is not None else []
+    options += arguments.options
     with client(arguments) as one:
         tasks = [one.get(task_id) for task_id in arguments.ids]
     terms: list[str] = []
@@ -250,7 +288,7 @@ def wait(arguments: Namespace) -> int:
     """bgtaskctl wait."""
     good = True
     with client(arguments) as one:
-        for task in one.wait_all(arguments.ids, arguments.timeout):
+        for task in patient.wait_all(one, arguments.ids, arguments.timeout):
             good = good and task.result == "success"
             if arguments.output == "json":
                 print_json(as_json(task))
@@ -261,10 +299,10 @@ def wait(arguments: Namespace) -> int:
 
 def monitor(arguments: Namespace) -> None:
     """bgtaskctl monitor."""
-    from bgtaskd.cli.follow import monitor as live
+    from bgtaskd.cli.monitor import monitor as live
 
     with client(arguments) as one:
-        live(one, arguments.output == "json")
+        live(one, arguments.output == "json", colours(), arguments.lines)
 
 
 # --- steering ----------------------------------------------------------------------------------------
@@ -344,18 +382,20 @@ def signals(arguments: Namespace) -> None:
 
 def config(arguments: Namespace) -> None:
     """bgtaskctl config."""
+    task_id = own_id(arguments.id)
     with client(arguments) as one:
         if arguments.value is None:
-            print_json(one.get_config(arguments.id))
+            print_json(one.get_config(task_id))
         else:
-            one.set_config(arguments.id, arguments.value)
+            one.set_config(task_id, arguments.value)
 
 
 def update(arguments: Namespace) -> None:
     """bgtaskctl update."""
+    task_id = own_id(arguments.id)
     with client(arguments) as one:
         one.report(
-            own_id(arguments.id),
+            task_id,
             percent=arguments.progress,
             finished=arguments.finished,
             total=arguments.total,
