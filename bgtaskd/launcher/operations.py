@@ -37,6 +37,7 @@ from bgtaskd.model import scope_name, slice_name
 
 Answer = Callable[[dict[str, Any]], None]
 UNIT_EXISTS_PATIENCE: Final = 10.0
+FORK_TRIES: Final = 3
 UNIT_EXISTS: Final = "org.freedesktop.systemd1.UnitExists"
 NO_SUCH_UNIT: Final = "org.freedesktop.systemd1.NoSuchUnit"
 
@@ -67,6 +68,7 @@ class Starting:
     request: dict[str, Any]
     socket: socket.socket
     pid: int | None = None
+    tries: int = 1
     deadline: float = 0.0
 
 
@@ -223,16 +225,22 @@ class Operations:
         self._starting[sock.fileno()] = Starting(launch, answer, request, sock)
 
     def _fork(self, request: dict[str, Any]) -> socket.socket:
-        self._look_after_fork_server()
-        return self._forker.fork(request)
+        try:
+            return self._forker.fork(request)
+        except ConnectionError:  # somebody killed it, perhaps this very moment
+            self._forker.process.kill()
+            self._forker.process.wait()
+            self._look_after_fork_server()
+            return self._forker.fork(request)
 
     def _fork_again(self, starting: Starting) -> bool:
-        """Whether a launch that never got a supervisor, since the fork server was killed, gets one now.
+        """Whether a launch whose supervisor has said nothing, as when the fork server was killed, gets another.
 
-        Had it got one all the same, the attempt's record would refuse the second.
+        Had the first come far enough to run anything, the attempt's record would refuse the second.
         """
-        if starting.pid is not None or self._forker.process.poll() is None:
+        if starting.pid is not None or starting.tries == FORK_TRIES:
             return False
+        starting.tries += 1
         self._starting.pop(starting.socket.fileno(), None)
         starting.socket.close()
         try:

@@ -11,9 +11,11 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from bgtaskd.launcher import records
+
+ROUNDS: Final = 100
 
 
 class Processes:
@@ -88,9 +90,12 @@ def members(session: int) -> list[int]:
 
 
 def signal_session(session: int, number: int) -> None:
-    """Signal every process of a session, until a round finds none that was not signalled."""
+    """Signal every process of a session; with what none survives, until a round finds no new one.
+
+    Not so with what can be survived: who forks on SIGTERM would keep us here for ever.
+    """
     done: set[tuple[int, int | None]] = set()
-    while True:
+    for _ in range(ROUNDS if number in (signal.SIGKILL, signal.SIGSTOP) else 1):
         fresh = {(pid, records.start_time(pid)) for pid in members(session)} - done
         if not fresh:
             return

@@ -123,7 +123,7 @@ def test_what_escapes_from_a_task_cannot_keep_it_from_ending(
 
 def test_stop_is_sigterm_then_sigkill(brain: Brainless, ids: Iterator[int]) -> None:
     task_id = next(ids)
-    script = "trap 'echo no' TERM; echo ready; while :; do sleep 0.05; done"
+    script = "trap 'echo no' TERM; echo ready; while :; do sleep 0.001; done"
     brain.launch(task_id, "sh", "-c", script)
     brain.until(lambda: brain.heard(task_id, "output_bytes"))
     brain.ask("stop", id=task_id, attempt=1, stop_timeout_usec=300_000)
