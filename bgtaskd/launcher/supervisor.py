@@ -330,7 +330,7 @@ class Supervisor:
         _, self.status, self.rusage = os.wait4(self.pid, 0)
         self.ended = time.time_ns() // 1000
         os.close(self.pidfd)
-        self.pidfd = -1  # the number may soon be another descriptor's
+        self.pidfd = -1  # its number is free for another
         self.stall_deadline = self.deadline = None
         if self.cgroup is not None:
             self._count_oom_kills()
