@@ -36,13 +36,15 @@ def read_spec(data: Mapping[str, Any], config: Config, user: str) -> TaskSpec:
     if cwd is not None and not cwd.startswith("/"):
         raise InvalidSpec(field="cwd", reason="must be an absolute path")
     name = given.get("name") or os.path.basename(argv[0])[:NAME_MAX]
-    if not 1 <= len(name) <= NAME_MAX or "\0" in name or not _encodable(name):
+    if not given.get("name"):
+        name = name.encode("utf-8", "replace").decode()  # a program's name may be any bytes
+    if not 1 <= len(name) <= NAME_MAX or "\0" in name or not _is_text(name):
         raise InvalidSpec(field="name", reason=f"must have 1 to {NAME_MAX} characters, no NUL")
     queue = given.get("queue", "default")
     if queue not in config.queues:
         raise NoSuchQueue(queue=queue[:NAME_MAX])
     merge_key = given.get("merge_key")
-    if merge_key is not None and not 1 <= len(merge_key) <= 1000:
+    if merge_key is not None and not (1 <= len(merge_key) <= 1000 and _is_text(merge_key)):
         raise InvalidSpec(field="merge_key", reason="must have 1 to 1000 characters")
     if len(canonical_json(given.get("settings"))) > BYTES_MAX:
         raise InvalidSpec(field="settings", reason=f"must be at most {BYTES_MAX} bytes of JSON")
@@ -108,6 +110,15 @@ def _plain(field: str, texts: Any) -> None:
         size += len(text.encode("utf-8", "surrogateescape")) + 1
     if size > BYTES_MAX:
         raise InvalidSpec(field=field, reason=f"must be at most {BYTES_MAX} bytes in all")
+
+
+def _is_text(text: str) -> bool:
+    """Whether it can be written down as UTF-8: a lone surrogate cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _encodable(text: str) -> bool:
