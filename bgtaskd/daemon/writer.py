@@ -69,8 +69,7 @@ class Writer:
                         if group.must:
                             kept.append(group)
                         else:
-                            assert self.failure is not None
-                            group.done.set_exception(self.failure)
+                            self._refuse(group)
                 if kept:
                     self._waiting[:0] = kept
                     await self._wait_for_room()
@@ -85,8 +84,11 @@ class Writer:
             await asyncio.sleep(0.05)
             for group in [one for one in self._waiting if not one.must]:
                 self._waiting.remove(group)
-                assert self.failure is not None
-                group.done.set_exception(self.failure)
+                self._refuse(group)
+
+    def _refuse(self, group: _Group) -> None:
+        if self.failure is not None and not group.done.done():
+            group.done.set_exception(self.failure)
 
     async def _commit(self, groups: Sequence[_Group]) -> bool:
         operations = [one for group in groups for one in group.operations]
