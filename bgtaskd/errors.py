@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -14,11 +15,22 @@ class BgtaskdError(Exception):
 
 
 class NotReachable(BgtaskdError):
-    """Nobody answers at the socket. ``path``: which."""
+    """Nobody answers at the socket. ``path``: which; the text says what may help."""
 
     def __init__(self, path: str, reason: str) -> None:
         self.path = path
+        self.reason = reason
         super().__init__(f"cannot reach bgtaskd at {path}: {reason}")
+
+    @classmethod
+    def because(cls, path: str, error: OSError) -> NotReachable:
+        """From the error of connect(), with the likeliest remedy."""
+        reason = error.strerror or str(error)
+        if error.errno in (errno.ENOENT, errno.ECONNREFUSED):
+            reason += " (is it running? systemctl status bgtaskd.socket)"
+        elif error.errno == errno.EACCES:
+            reason += " (are you in the group bgtask? id)"
+        return cls(path, reason)
 
 
 class ProtocolError(BgtaskdError):
@@ -150,7 +162,9 @@ BY_NAME: dict[str, type[_Named]] = {
 }
 
 
-def from_wire(name: str, parameters: Mapping[str, Any]) -> RemoteError:
+def from_wire(name: object, parameters: object) -> RemoteError:
     """The exception for an error reply."""
+    if not isinstance(name, str) or not isinstance(parameters, Mapping):
+        return RemoteError(str(name), {})
     known = BY_NAME.get(name)
     return RemoteError(name, parameters) if known is None else known(**dict(parameters))

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import aclosing
 from typing import Any, Self
 
 from bgtaskd.client.path import default_socket
@@ -20,7 +21,7 @@ from bgtaskd.client.task import (
     usec,
 )
 from bgtaskd.errors import INTERFACE, NotReachable, ProtocolError, TaskFailed, from_wire
-from bgtaskd.protocol.codec import Decoder, MalformedMessage, encode
+from bgtaskd.protocol.codec import DEPTH_MAX, Decoder, MalformedMessage, encode
 
 READ_SIZE = 1 << 16
 REPLY_MAX = 8 << 20
@@ -44,23 +45,25 @@ class AsyncClient:
 
     async def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         """Call a method of org.bgtaskd by its own name; its reply's parameters."""
-        async for reply in self._replies(method, parameters, more=False):
-            return reply
+        async with aclosing(self._replies(method, parameters, more=False)) as replies:
+            async for reply in replies:
+                return reply
         raise ProtocolError("no reply")
 
-    async def stream(self, method: str, **parameters: Any) -> AsyncIterator[dict[str, Any]]:
+    async def stream(self, method: str, **parameters: Any) -> AsyncGenerator[dict[str, Any], None]:
         """Call a streaming method; its replies, as they come."""
-        async for reply in self._replies(method, parameters, more=True):
-            yield reply
+        async with aclosing(self._replies(method, parameters, more=True)) as replies:
+            async for reply in replies:
+                yield reply
 
     async def _replies(
         self, method: str, parameters: Mapping[str, Any], more: bool
-    ) -> AsyncIterator[dict[str, Any]]:
+    ) -> AsyncGenerator[dict[str, Any], None]:
         try:
             reader, writer = await asyncio.open_unix_connection(self.path)
         except OSError as error:
-            raise NotReachable(self.path, error.strerror or str(error)) from None
-        decoder = Decoder(limit=REPLY_MAX)
+            raise NotReachable.because(self.path, error) from None
+        decoder = Decoder(limit=REPLY_MAX, depth=2 * DEPTH_MAX)
         try:
             message = {"method": f"{INTERFACE}.{method}", "parameters": parameters}
             writer.write(encode({**message, "more": True} if more else message))
@@ -69,9 +72,12 @@ class AsyncClient:
                 if not data:
                     raise NotReachable(self.path, "the connection broke")
                 for reply in decoder.feed(data):
-                    if "error" in reply:
-                        raise from_wire(reply["error"], reply.get("parameters") or {})
-                    yield reply.get("parameters") or {}
+                    parameters = reply.get("parameters") or {}
+                    if reply.get("error") is not None:
+                        raise from_wire(reply["error"], parameters)
+                    if not isinstance(parameters, dict):
+                        raise ProtocolError("the daemon's answer makes no sense: no parameters")
+                    yield parameters
                     if reply.get("continues") is not True:
                         return
         except MalformedMessage as error:
@@ -83,7 +89,7 @@ class AsyncClient:
 
     async def start(self, argv: Sequence[str], **options: Any) -> int:
         """Have a command run; its task's id, once it is on the disk. Options: those of Client.start."""
-        return int((await self.call("Start", spec=spec_of(list(argv), options)))["id"])
+        return int((await self.call("Start", spec=spec_of(argv, options)))["id"])
 
     async def run(self, argv: Sequence[str], **options: Any) -> TaskInfo:
         """start() and wait(). Raises TaskFailed unless it succeeded."""
@@ -106,8 +112,9 @@ class AsyncClient:
     async def watch(self, ids: Sequence[int] | None = None) -> AsyncIterator[TaskEvent]:
         """Every change: of these tasks until all have ended, or of all tasks for ever."""
         parameters = {} if ids is None else {"ids": list(ids)}
-        async for reply in self.stream("Watch", **parameters):
-            yield TaskEvent(reply["event"], TaskInfo.from_wire(reply["task"]))
+        async with aclosing(self.stream("Watch", **parameters)) as replies:
+            async for reply in replies:
+                yield TaskEvent(reply["event"], TaskInfo.from_wire(reply["task"]))
 
     async def wait(self, task_id: int, timeout: Seconds | None = None) -> TaskInfo:  # noqa: ASYNC109 - it is part of the call
         """Wait for a task's end. Raises TimedOut after so many seconds."""
@@ -121,8 +128,9 @@ class AsyncClient:
     ) -> AsyncIterator[TaskInfo]:
         """Tasks in the order in which they end. Raises TimedOut after so many seconds."""
         parameters = {} if timeout is None else {"timeout_usec": usec(timeout)}
-        async for reply in self.stream("Wait", ids=list(ids), **parameters):
-            yield TaskInfo.from_wire(reply["task"])
+        async with aclosing(self.stream("Wait", ids=list(ids), **parameters)) as replies:
+            async for reply in replies:
+                yield TaskInfo.from_wire(reply["task"])
 
     async def output(self, task_id: int, *, offset: int = 0) -> bytes:
         """What it printed so far, from an offset (negative: so many bytes before the end)."""
@@ -133,9 +141,12 @@ class AsyncClient:
     ) -> AsyncIterator[OutputChunk]:
         """What it printed, piece by piece; with ``follow`` until it has ended."""
         parameters = {"offset": offset, "follow": follow, "encoding": "base64"}
-        async for one in self.stream("Output", id=task_id, **parameters):
-            data = base64.b64decode(one["data"])
-            yield OutputChunk(data, one["offset"], one["next_offset"], one["dropped"], one["eof"])
+        async with aclosing(self.stream("Output", id=task_id, **parameters)) as replies:
+            async for one in replies:
+                data = base64.b64decode(one["data"])
+                yield OutputChunk(
+                    data, one["offset"], one["next_offset"], one["dropped"], one["eof"]
+                )
 
     async def signal(self, task_id: int, name: str, payload: Any = None) -> int:
         """Leave a message in its mailbox; the message's number."""

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The blocking client: one connection for calls, one for each stream. Not for several threads."""
+"""The blocking client: one connection for calls, one for each stream. Threads may share a Client."""
 
 from __future__ import annotations
 
 import base64
+import os
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from types import TracebackType
 from typing import Any, Self
 
@@ -20,8 +23,15 @@ from bgtaskd.client.task import (
     spec_of,
     usec,
 )
-from bgtaskd.errors import INTERFACE, NotReachable, ProtocolError, TaskFailed, from_wire
-from bgtaskd.protocol.codec import Decoder, MalformedMessage, encode
+from bgtaskd.errors import (
+    INTERFACE,
+    NotReachable,
+    ProtocolError,
+    RemoteError,
+    TaskFailed,
+    from_wire,
+)
+from bgtaskd.protocol.codec import DEPTH_MAX, Decoder, MalformedMessage, encode
 
 # Only these may be sent again when the connection broke: done twice, they change nothing.
 HARMLESS = frozenset(
@@ -46,13 +56,23 @@ Listed = list
 class _Connection:
     def __init__(self, path: str) -> None:
         self._socket = socket.socket(socket.AF_UNIX)
-        self._decoder = Decoder(limit=8 << 20)
+        self._decoder = Decoder(limit=8 << 20, depth=2 * DEPTH_MAX)
         self._messages: list[dict[str, Any]] = []
         try:
             self._socket.connect(path)
         except OSError as error:
             self._socket.close()
-            raise NotReachable(path, error.strerror or str(error)) from None
+            raise NotReachable.because(path, error) from None
+
+    def is_stale(self) -> bool:
+        """Whether the daemon hung up, or said something unasked, since the last reply."""
+        try:
+            self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return bool(self._messages)
+        except OSError:
+            pass
+        return True
 
     def send(self, method: str, parameters: Mapping[str, Any], more: bool) -> None:
         message: dict[str, Any] = {"method": f"{INTERFACE}.{method}", "parameters": parameters}
@@ -72,8 +92,10 @@ class _Connection:
                 raise ProtocolError(f"the daemon's answer makes no sense: {error}") from None
         message = self._messages.pop(0)
         parameters = message.get("parameters") or {}
-        if "error" in message:
+        if message.get("error") is not None:
             raise from_wire(message["error"], parameters)
+        if not isinstance(parameters, dict):
+            raise ProtocolError("the daemon's answer makes no sense: parameters are no object")
         return parameters, message.get("continues") is True
 
     def close(self) -> None:
@@ -86,6 +108,8 @@ class Client:
     def __init__(self, path: str | None = None) -> None:
         self.path = path or default_socket()
         self._connection: _Connection | None = None
+        self._pid = 0
+        self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
         return self
@@ -106,26 +130,37 @@ class Client:
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         """Call a method of org.bgtaskd by its own name; its reply's parameters."""
-        fresh = self._connection is None
-        try:
-            return self._call(method, parameters)
-        except OSError as error:
-            self.close()
-            if fresh or method not in HARMLESS:
+        with self._lock:
+            try:
+                return self._call(method, parameters)
+            except OSError as error:
+                if method not in HARMLESS:
+                    raise NotReachable(self.path, f"the connection broke: {error}") from None
+            try:
+                return self._call(method, parameters)
+            except OSError as error:
                 raise NotReachable(self.path, f"the connection broke: {error}") from None
-        try:
-            return self._call(method, parameters)
-        except OSError as error:
-            self.close()
-            raise NotReachable(self.path, f"the connection broke: {error}") from None
 
     def _call(self, method: str, parameters: dict[str, Any]) -> dict[str, Any]:
+        if self._connection is not None and (
+            self._pid != os.getpid() or self._connection.is_stale()
+        ):
+            self.close()  # the daemon was restarted, or we are a fork: the parent goes on using its own
         if self._connection is None:
-            self._connection = _Connection(self.path)
-        self._connection.send(method, parameters, more=False)
-        return self._connection.receive()[0]
+            self._connection, self._pid = _Connection(self.path), os.getpid()
+        try:
+            try:
+                self._connection.send(method, parameters, more=False)
+            except (BrokenPipeError, ConnectionResetError):
+                pass  # refused before we asked: the reason is there to be read
+            return self._connection.receive()[0]
+        except RemoteError:
+            raise
+        except BaseException:
+            self.close()  # also after an interrupt: the next call must not get this one's reply
+            raise
 
-    def stream(self, method: str, **parameters: Any) -> Iterator[dict[str, Any]]:
+    def stream(self, method: str, **parameters: Any) -> Generator[dict[str, Any], None, None]:
         """Call a streaming method; its replies, as they come, on a connection of their own."""
         connection = _Connection(self.path)
         try:
@@ -166,7 +201,7 @@ class Client:
         Raises InvalidSpec, PermissionDenied, QueueFull, NoSuchQueue, StorageFailed.
         """
         options = {key: value for key, value in locals().items() if key not in ("self", "argv")}
-        return int(self.call("Start", spec=spec_of(list(argv), options))["id"])
+        return int(self.call("Start", spec=spec_of(argv, options))["id"])
 
     def run(self, argv: Sequence[str], **options: Any) -> TaskInfo:
         """start() and wait(). Raises TaskFailed unless it succeeded."""
@@ -203,12 +238,12 @@ class Client:
 
     def wait(self, task_id: int, timeout: Seconds | None = None) -> TaskInfo:
         """Wait for a task's end. Raises TimedOut after so many seconds."""
-        return next(iter(self.wait_all([task_id], timeout)))
+        with closing(self.stream("Wait", ids=[task_id], **_timeout(timeout))) as replies:
+            return TaskInfo.from_wire(next(replies)["task"])
 
     def wait_all(self, ids: Sequence[int], timeout: Seconds | None = None) -> Iterator[TaskInfo]:
         """Tasks in the order in which they end. Raises TimedOut after so many seconds."""
-        parameters = {} if timeout is None else {"timeout_usec": usec(timeout)}
-        for reply in self.stream("Wait", ids=list(ids), **parameters):
+        for reply in self.stream("Wait", ids=list(ids), **_timeout(timeout)):
             yield TaskInfo.from_wire(reply["task"])
 
     def output(self, task_id: int, *, offset: int = 0, attempt: int | None = None) -> bytes:
@@ -301,3 +336,7 @@ class Client:
     def status(self) -> dict[str, Any]:
         """How the daemon is."""
         return self.call("Status")
+
+
+def _timeout(timeout: Seconds | None) -> dict[str, int]:
+    return {} if timeout is None else {"timeout_usec": usec(timeout)}

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import timedelta
 from typing import Any
@@ -102,9 +103,14 @@ def usec(value: Seconds) -> int:
     return round((value.total_seconds() if isinstance(value, timedelta) else value) * 1_000_000)
 
 
-def spec_of(argv: list[str], options: Mapping[str, Any]) -> dict[str, Any]:
-    """A Spec for the wire from Python's natural arguments: durations in seconds, None left out."""
-    spec: dict[str, Any] = {"argv": argv}
+def spec_of(argv: Sequence[str], options: Mapping[str, Any]) -> dict[str, Any]:
+    """A Spec for the wire from Python's natural arguments: durations in seconds, None left out.
+
+    Raises TypeError for a command that is one string: no shell takes it apart.
+    """
+    if isinstance(argv, (str, bytes)):
+        raise TypeError("a command is a list: its program, then each argument")
+    spec: dict[str, Any] = {"argv": [os.fspath(one) for one in argv]}
     for name, value in options.items():
         if value is None:
             continue
@@ -112,6 +118,8 @@ def spec_of(argv: list[str], options: Mapping[str, Any]) -> dict[str, Any]:
             spec[f"{name}_usec"] = usec(value)
         elif name == "properties":
             spec[name] = {key: str(one) for key, one in value.items()}
+        elif name == "cwd":
+            spec[name] = os.fspath(value)
         elif name == "retry_on":
             spec[name] = list(value)
         else:

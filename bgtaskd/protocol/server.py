@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import bgtaskd
 from bgtaskd.errors import RemoteError, TooManyRequests
-from bgtaskd.protocol.codec import Decoder, MalformedMessage, encode
+from bgtaskd.protocol.codec import MESSAGE_MAX, Decoder, MalformedMessage, decode, encode
 from bgtaskd.protocol.idl import InvalidParameter
 from bgtaskd.protocol.interface import bgtaskd_interface, service_interface
 from bgtaskd.protocol.peer import Peer, peer_of
@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 SERVICE: Final = "org.varlink.service"
 OURS: Final = "org.bgtaskd"
 OUT_MAX: Final = 4 << 20
+# What one connection may have waiting: more is not read, or refused while a streaming call is in the way.
+IN_MAX: Final = 2 * MESSAGE_MAX
 HALF_MESSAGE_SECONDS: Final = 30.0
 BACKLOG: Final = 512
 # From Python 3.13 on asyncio removes the socket when it stops listening; systemd goes on listening on it.
@@ -82,12 +84,21 @@ class Server:
 
 
 class Connection(asyncio.Protocol):
-    """One connection: calls are answered in order; a streaming one holds back those behind it."""
+    """One connection: calls are answered in order; a streaming one holds back those behind it.
+
+    What was sent whole is done, even where the peer has gone meanwhile; only a stream ends with its reader,
+    and what waits behind it.
+    """
 
     def __init__(self, server: Server) -> None:
         self._server = server
         self._decoder = Decoder()
-        self._waiting: deque[dict[str, Any]] = deque()
+        self._waiting: deque[bytes] = deque()
+        self._waiting_bytes = 0
+        self._malformed: MalformedMessage | None = None
+        self._streaming = False
+        self._gone = False
+        self._no_more_calls = False
         self._task: asyncio.Task[None] | None = None
         self._half: asyncio.TimerHandle | None = None
         self._writable = asyncio.Event()
@@ -112,17 +123,31 @@ class Connection(asyncio.Protocol):
         self._counted = True
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget it, and cancel what it waited for."""
+        """End its stream; what else was asked for is still done, with nobody to tell."""
+        self._gone = True
+        if self._half is not None:
+            self._half.cancel()
+        self._writable.set()
+        if self._task is None:
+            self._forget()
+        elif self._streaming:
+            self._task.cancel()
+
+    def eof_received(self) -> bool:
+        """The peer sends no more, but may still read: answer what it has asked."""
+        self._no_more_calls = True
+        if self._streaming:
+            return (
+                False  # most often it is gone altogether, and a watch is for somebody who is there
+            )
+        return self._task is not None
+
+    def _forget(self) -> None:
         if self._counted:
+            self._counted = False
             self._server.connections[self.peer.uid] -= 1
             if not self._server.connections[self.peer.uid]:
                 del self._server.connections[self.peer.uid]
-        if self._task is not None:
-            self._task.cancel()
-        if self._half is not None:
-            self._half.cancel()
-        self._waiting.clear()
-        self._writable.set()
 
     def pause_writing(self) -> None:
         """The peer reads slowly."""
@@ -134,28 +159,56 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Take what came; several calls may be in it, or a part of one."""
-        try:
-            messages = self._decoder.feed(data)
-        except MalformedMessage as error:
-            self._write(
-                {"error": f"{SERVICE}.InvalidParameter", "parameters": {"parameter": str(error)}}
-            )
-            self._transport.close()
+        if self._malformed is not None or self._transport.is_closing():
             return
-        self._watch_half_message()
-        self._waiting.extend(messages)
-        if len(self._waiting) > self._server.limits.requests_per_user:
-            self._refuse(f"{self._server.limits.requests_per_user} requests wait already")
-        elif self._waiting and self._task is None:
+        held = len(self._decoder)
+        try:
+            frames = self._decoder.frames(data)
+        except MalformedMessage as error:
+            frames, self._malformed = error.before, error
+            if self._streaming:
+                self._end_malformed()
+                return
+            self._transport.pause_reading()
+        self._watch_half_message(begun=bool(frames) or not held)
+        self._waiting.extend(frames)
+        self._waiting_bytes += sum(map(len, frames))
+        if self._is_full() and self._malformed is None:
+            if self._streaming:
+                self._refuse("too much waits behind a streaming call")
+                return
+            self._transport.pause_reading()
+        if self._task is None and (self._waiting or self._malformed is not None):
             self._task = asyncio.get_running_loop().create_task(self._work())
 
-    def _watch_half_message(self) -> None:
-        if self._half is not None:
+    def _is_full(self) -> bool:
+        return (
+            len(self._waiting) > self._server.limits.requests_per_user
+            or self._waiting_bytes > IN_MAX
+        )
+
+    def _watch_half_message(self, begun: bool) -> None:
+        """``begun``: it is another message than before. One that drips in gets no more time for each drop."""
+        if self._half is not None and (begun or not len(self._decoder)):
             self._half.cancel()
             self._half = None
-        if len(self._decoder):
+        if len(self._decoder) and self._half is None:
             loop = asyncio.get_running_loop()
-            self._half = loop.call_later(HALF_MESSAGE_SECONDS, self._transport.abort)
+            self._half = loop.call_later(HALF_MESSAGE_SECONDS, self._half_message_over)
+
+    def _half_message_over(self) -> None:
+        self._half = None
+        if self._is_full():  # it is we who do not read
+            self._watch_half_message(begun=True)
+            return
+        self._malformed = MalformedMessage("half a message, and no more for too long")
+        if self._streaming or self._task is None:
+            self._end_malformed()
+
+    def _end_malformed(self) -> None:
+        parameters = {"parameter": str(self._malformed)}
+        self._write({"error": f"{SERVICE}.InvalidParameter", "parameters": parameters})
+        self._transport.close()
 
     def _refuse(self, reason: str) -> None:
         error = TooManyRequests(reason=reason)
@@ -165,17 +218,29 @@ class Connection(asyncio.Protocol):
     async def _work(self) -> None:
         requests = self._server.requests
         try:
-            while self._waiting and not self._transport.is_closing():
-                message = self._waiting.popleft()
+            while self._waiting:
+                frame = self._waiting.popleft()
+                self._waiting_bytes -= len(frame)
+                if not self._is_full() and self._malformed is None and not self._gone:
+                    self._transport.resume_reading()
                 requests[self.peer.uid] += 1
                 try:
-                    await self._answer(message)
+                    await self._answer(decode(frame))
+                except MalformedMessage as error:
+                    self._malformed = error
+                    self._waiting.clear()
                 finally:
                     requests[self.peer.uid] -= 1
                     if not requests[self.peer.uid]:
                         del requests[self.peer.uid]
         finally:
             self._task = None
+            if self._gone:
+                self._forget()
+        if self._malformed is not None:
+            self._end_malformed()
+        elif self._no_more_calls:
+            self._transport.close()
 
     async def _answer(self, message: dict[str, Any]) -> None:
         oneway = message.get("oneway") is True
@@ -185,38 +250,45 @@ class Connection(asyncio.Protocol):
             if isinstance(result, AsyncGenerator):
                 await self._stream(call, result, oneway)
                 return
-            reply: dict[str, Any] = {"parameters": await result}
+            reply = encode({"parameters": await result})
         except RemoteError as error:
-            reply = {"error": error.name, "parameters": error.parameters}
+            reply = encode({"error": error.name, "parameters": error.parameters})
         except InvalidParameter as error:
-            reply = _invalid(error)
+            reply = encode(_invalid(error))
         except asyncio.CancelledError:
             raise
         except Exception:
             log.exception("%s failed", message.get("method"))
-            reply = {
-                "error": f"{OURS}.StorageFailed",
-                "parameters": {"reason": "an internal error; see the journal"},
-            }
+            parameters = {"reason": "an internal error; see the journal"}
+            reply = encode({"error": f"{OURS}.StorageFailed", "parameters": parameters})
         if not oneway:
-            self._write(reply)
+            self._send(reply)
             await self._writable.wait()
 
     async def _stream(
         self, call: Call, stream: AsyncGenerator[Streamed, None], oneway: bool
     ) -> None:
         """Send each reply as it comes. A caller who did not say `more` gets the first, and no other."""
-        async with contextlib.aclosing(stream):
-            async for reply, continues in stream:
-                if not oneway:
-                    self._write(
-                        {"parameters": reply, "continues": True}
-                        if continues and call.more
-                        else {"parameters": reply}
-                    )
-                    await self._writable.wait()
-                if not (continues and call.more) or self._transport.is_closing():
-                    return
+        if self._gone:
+            return
+        if self._is_full():  # nothing is read then, so nobody would notice that the peer has gone
+            raise TooManyRequests(reason="too much waits behind a streaming call")
+        self._streaming = True
+        try:
+            async with contextlib.aclosing(stream):
+                async for reply, continues in stream:
+                    more = continues and call.more
+                    if not oneway:
+                        self._write(
+                            {"parameters": reply, "continues": True}
+                            if more
+                            else {"parameters": reply}
+                        )
+                        await self._writable.wait()
+                    if not more or self._transport.is_closing():
+                        return
+        finally:
+            self._streaming = False
 
     def _call(self, message: dict[str, Any]) -> Call:
         method, parameters = message.get("method"), message.get("parameters")
@@ -226,6 +298,8 @@ class Connection(asyncio.Protocol):
             parameters = {}
         if not isinstance(parameters, dict):
             raise InvalidParameter("parameters", "must be an object")
+        if message.get("upgrade") is True:
+            raise InvalidParameter("upgrade", "no method has a protocol of its own")
         return Call(method, parameters, self.peer, message.get("more") is True)
 
     def _dispatch(self, call: Call) -> Awaitable[Reply] | AsyncGenerator[Streamed, None]:
@@ -236,7 +310,9 @@ class Connection(asyncio.Protocol):
             raise RemoteError(f"{SERVICE}.InterfaceNotFound", {"interface": interface[:200]})
         handler = self._server.handlers.get(name)
         if handler is None:
-            raise RemoteError(f"{SERVICE}.MethodNotFound", {"method": name[:200]})
+            known = name in bgtaskd_interface().methods
+            error = "MethodNotImplemented" if known else "MethodNotFound"
+            raise RemoteError(f"{SERVICE}.{error}", {"method": name[:200]})
         bgtaskd_interface().check(name, call.parameters)
         if self._server.requests[self.peer.uid] > self._server.limits.requests_per_user:
             raise TooManyRequests(reason="too many requests of one user at once")
@@ -263,9 +339,12 @@ class Connection(asyncio.Protocol):
         )
 
     def _write(self, message: dict[str, Any]) -> None:
+        self._send(encode(message))
+
+    def _send(self, data: bytes) -> None:
         if self._transport.is_closing():
             return
-        self._transport.write(encode(message))
+        self._transport.write(data)
         if self._transport.get_write_buffer_size() > OUT_MAX:
             self._transport.abort()  # it does not read; nobody else shall pay for that
 

@@ -156,7 +156,7 @@ class SqliteStorage:
         ):
             if value is not None:
                 where.append(column)
-                values.append(value)
+                values.append(_storable(value) if isinstance(value, str) else value)
         if query.states is not None:
             where.append(f"state IN ({', '.join('?' * len(query.states))})")
             values.extend(one.value for one in query.states)
@@ -302,6 +302,11 @@ def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
         raise
 
 
+def _storable(text: str | None) -> str | None:
+    """Text without lone surrogates: SQLite keeps UTF-8, and no caller's string may fail a commit."""
+    return None if text is None else text.encode("utf-8", "replace").decode()
+
+
 def _changing(task: Task) -> list[Any]:
     return [
         task.state.value,
@@ -318,9 +323,9 @@ def _changing(task: Task) -> list[Any]:
         task.percent,
         task.total,
         task.finished,
-        task.message,
+        _storable(task.message),
         None if task.value is None else json.dumps(task.value),
-        task.error,
+        _storable(task.error),
         task.cpu_usec,
         task.memory_peak,
         task.io_read_bytes,
@@ -336,7 +341,15 @@ def _put_task(connection: sqlite3.Connection, operation: PutTask) -> None:
     if connection.execute(UPDATE, (*changing, task.id)).rowcount:
         return
     spec = task.spec
-    fixed = (task.id, task.owner_uid, task.uid, task.user, spec.name, spec.queue, spec.merge_key)
+    fixed = (
+        task.id,
+        task.owner_uid,
+        task.uid,
+        _storable(task.user),
+        _storable(spec.name),
+        spec.queue,
+        _storable(spec.merge_key),
+    )
     connection.execute(INSERT, (*fixed, json.dumps(spec.to_json()), task.created, *changing))
 
 
@@ -355,7 +368,7 @@ def _put_message(connection: sqlite3.Connection, operation: PutMessage) -> None:
     payload = json.dumps(one.payload)
     connection.execute(
         "INSERT INTO message VALUES (?, ?, ?, ?, ?)",
-        (one.task_id, one.seq, one.name, payload, one.created),
+        (one.task_id, one.seq, _storable(one.name), payload, one.created),
     )
     connection.execute("INSERT OR REPLACE INTO message_seq VALUES (?, ?)", (one.task_id, one.seq))
 

@@ -130,3 +130,11 @@ def test_pypis_varlink_client_lists_starts_waits_and_streams(socket_path: str) -
         assert started["id"] in [task["id"] for task in listed]
         with pytest.raises(varlink.VarlinkError, match="NoSuchTask"):
             remote.Get(10**9)
+
+
+def test_a_string_that_is_no_text_is_refused_and_harms_nobody(socket_path: str) -> None:
+    for options in ({"name": "x\ud800"}, {"merge_key": "x\ud800"}, {"cwd": "/\udcff"}):
+        with bgtaskd.Client(socket_path) as hostile, pytest.raises(errors.RemoteError):
+            hostile.start(["true"], **options)  # type: ignore[arg-type]
+    with bgtaskd.Client(socket_path) as other:
+        assert other.run(["true"]).result == "success"

@@ -67,6 +67,12 @@ def test_any_bytes_give_messages_or_a_refusal(pieces: list[bytes]) -> None:
         b'{"a": NaN}\0',
         b'{"a": 1' + b"0" * 5000 + b"}\0",
         b'{"a":' * 100_000 + b"\0",
+        b'{"a":' + b"[" * 64 + b"]" * 64 + b"}\0",
+        b'{"a": 1e999}\0',
+        b'{"a": -1e999}\0',
+        b'{"a": "\\ud800"}\0',
+        b'{"\\uDFFF": 1}\0',
+        '{"a": 1}'.encode("utf-16") + b"\0",
     ],
 )
 def test_what_is_no_message_is_refused(data: bytes) -> None:
@@ -80,6 +86,28 @@ def test_a_message_beyond_the_limit_is_refused_before_it_is_whole() -> None:
         for _ in range(100):
             decoder.feed(b"x" * 65536)
     assert len(decoder) == 0
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b'{"a":' + b"[" * 63 + b"]" * 63 + b"}\0",
+        b'{"a": [' + b"[]," * 1000 + b"[]]}\0",
+        b'{"a": "' + b"[" * 1000 + b'"}\0',
+        b'{"a": "\\ud83d\\ude00"}\0',
+        b'{"a": 9223372036854775807, "b": 1e308}\0',
+    ],
+)
+def test_what_comes_in_can_go_out_and_be_kept(data: bytes) -> None:
+    (message,) = Decoder().feed(data)
+    assert Decoder().feed(encode(message)) == [message]
+    json.dumps(message, ensure_ascii=False).encode()
+
+
+def test_frames_before_one_that_is_too_long_are_not_lost() -> None:
+    with pytest.raises(MalformedMessage) as refused:
+        Decoder(limit=10).frames(b"{}\0[]\0" + b"x" * 20 + b"\0{}\0")
+    assert refused.value.before == [b"{}", b"[]"]
 
 
 def test_what_json_cannot_say_is_not_sent() -> None:
