@@ -570,6 +570,8 @@ def _table() -> dict[tuple[type[Event], State], Any]:
 _HANDLERS: Final = _table()
 
 
-def canonical_json(value: Any) -> str:
+def canonical_json(value: Any, *, allow_nan: bool = True) -> str:
     """JSON in one fixed form, for storing and comparing."""
-    return json.dumps(value, separators=(",", ":"), sort_keys=True, ensure_ascii=False)
+    return json.dumps(
+        value, separators=(",", ":"), sort_keys=True, ensure_ascii=False, allow_nan=allow_nan
+    )

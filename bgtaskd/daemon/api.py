@@ -16,7 +16,7 @@ from bgtaskd.daemon import streams
 from bgtaskd.daemon.engine import Engine, now_usec
 from bgtaskd.daemon.launcher_link import LauncherError
 from bgtaskd.daemon.policy import Policy
-from bgtaskd.daemon.spec import BYTES_MAX, NAME_MAX, read_spec
+from bgtaskd.daemon.spec import NAME_MAX, plain_json, plain_text, read_spec
 from bgtaskd.daemon.supervisors import Supervisors
 from bgtaskd.errors import (
     InvalidSpec,
@@ -37,7 +37,6 @@ from bgtaskd.model import (
     State,
     StopReason,
     Task,
-    canonical_json,
 )
 from bgtaskd.protocol.peer import Peer
 from bgtaskd.protocol.server import Call, Reply, Streamed
@@ -99,6 +98,8 @@ class Api:
                 raise PermissionDenied(
                     reason=f"{name} is for root and members of the administrators' group"
                 )
+            for field, value in call.parameters.items():
+                plain_text(field, value)
             result = one.handler(self, call)
             return result if isinstance(result, AsyncGenerator) else self._guard(result)
 
@@ -230,8 +231,7 @@ async def signal_(api: Api, call: Call) -> Reply:
     name, payload = call.parameters["name"], call.parameters.get("payload")
     if not 1 <= len(name) <= NAME_MAX:
         raise InvalidSpec(field="name", reason=f"must have 1 to {NAME_MAX} characters")
-    if len(canonical_json(payload)) > BYTES_MAX:
-        raise InvalidSpec(field="payload", reason=f"must be at most {BYTES_MAX} bytes of JSON")
+    plain_json("payload", payload)
     if len(api.engine.storage.messages(task.id)) >= MESSAGES_MAX:
         raise InvalidSpec(field="id", reason=f"{MESSAGES_MAX} messages wait in its mailbox already")
     seqs = api.engine.message_seqs
@@ -276,8 +276,7 @@ async def report(api: Api, call: Call) -> Reply:
             raise InvalidSpec(field=field, reason="must not be negative")
     if len(given.get("message", "")) > 4096:
         raise InvalidSpec(field="message", reason="must have at most 4096 characters")
-    if len(canonical_json(given.get("value"))) > BYTES_MAX:
-        raise InvalidSpec(field="value", reason=f"must be at most {BYTES_MAX} bytes of JSON")
+    plain_json("value", given.get("value"))
     api.engine.report(task.id, Reported(now_usec(), **given))
     api.supervisors.feed(task, {key: value for key, value in given.items() if key != "rewind"})
     return {}
@@ -286,8 +285,7 @@ async def report(api: Api, call: Call) -> Reply:
 async def set_config(api: Api, call: Call) -> Reply:
     """Replace a task's configuration."""
     task = api.live(api.task(call, Access.STEER), "only a task that has not ended has use for it")
-    if len(canonical_json(call.parameters["config"])) > BYTES_MAX:
-        raise InvalidSpec(field="config", reason=f"must be at most {BYTES_MAX} bytes of JSON")
+    plain_json("config", call.parameters["config"])
     await api.engine.writer.write([PutConfig(task.id, call.parameters["config"])], must=False)
     return {}
 

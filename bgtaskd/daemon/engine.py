@@ -78,6 +78,7 @@ class Engine:
         self.merge_keys: dict[tuple[int, str], int] = {}
         self.merging: dict[tuple[int, str | None], asyncio.Future[None]] = {}
         """Tasks with a merge key that are on their way to the disk."""
+        self._removing: set[int] = set()
         self.next_id = storage.next_task_id()
         self.on_stop: Callable[[Task], None] = lambda task: None
         self.on_stuck: Callable[[int, int], None] = lambda task_id, attempt: None
@@ -121,7 +122,9 @@ class Engine:
             log.error("An inner job failed", exc_info=task.exception())
 
     def get(self, task_id: int) -> Task | None:
-        """One task, live or ended."""
+        """One task, live or ended. One that is being removed is gone: a retry would bring it back."""
+        if task_id in self._removing:
+            return None
         return self.live.get(task_id) or self.storage.get(task_id)
 
     # --- coming and going -----------------------------------------------------------------------
@@ -153,7 +156,12 @@ class Engine:
 
     async def remove(self, task: Task) -> None:
         """Forget an ended task. Raises StorageError."""
-        await self.writer.write([RemoveTask(task.id)], must=False)
+        self._removing.add(task.id)
+        try:
+            await self.writer.write([RemoveTask(task.id)], must=False)
+        finally:
+            self._removing.discard(task.id)
+        self.message_seqs.pop(task.id, None)
         self.announce("removed", task)
         self.job(self.launcher.insist("forget", attempts=[], outputs=[task.id]))
 

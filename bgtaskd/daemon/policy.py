@@ -38,7 +38,7 @@ class Policy:
         """The user as whom the caller's task is to run. Raises PermissionDenied, InvalidSpec."""
         try:
             entry = pwd.getpwuid(peer.uid) if user is None else pwd.getpwnam(user)
-        except KeyError:
+        except (KeyError, ValueError):  # ValueError: a NUL, or half a surrogate pair
             what = f"uid {peer.uid}" if user is None else repr(user)
             raise InvalidSpec(field="user", reason=f"there is no user {what}") from None
         named = any(

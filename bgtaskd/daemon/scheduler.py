@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 class _Queue:
     slots: int
     paused: bool = False
+    delayed: int = 0
     running: set[int] = field(default_factory=set)
     heap: list[tuple[int, int]] = field(default_factory=list)
     waiting: dict[int, int] = field(default_factory=dict)
@@ -48,6 +49,8 @@ class Scheduler:
 
     def delay(self, task_id: int, queue: str, not_before: int) -> None:
         """A task waits for a time (microseconds since the epoch)."""
+        self._no_longer_delayed(task_id)
+        self._queue(queue).delayed += 1
         self._not_before[task_id] = (not_before, queue)
         heapq.heappush(self._delayed, (not_before, task_id))
 
@@ -60,7 +63,7 @@ class Scheduler:
         one = self._queue(queue)
         one.waiting.pop(task_id, None)
         one.running.discard(task_id)
-        self._not_before.pop(task_id, None)
+        self._no_longer_delayed(task_id)
 
     def take(self) -> Iterator[int]:
         """The ids that may start now; each is counted as running from then on."""
@@ -78,7 +81,7 @@ class Scheduler:
         while self._delayed and self._delayed[0][0] <= now:
             when, task_id = heapq.heappop(self._delayed)
             if self._not_before.get(task_id, (None,))[0] == when:
-                del self._not_before[task_id]
+                self._no_longer_delayed(task_id)
                 out.append(task_id)
         return out
 
@@ -94,12 +97,17 @@ class Scheduler:
     def counts(self, queue: str) -> tuple[int, int, int]:
         """Running, waiting, delayed."""
         one = self._queue(queue)
-        delayed = sum(1 for _, name in self._not_before.values() if name == queue)
-        return len(one.running), len(one.waiting), delayed
+        return len(one.running), len(one.waiting), one.delayed
 
     def waiting(self, queue: str) -> int:
-        """How many wait for a slot."""
-        return len(self._queue(queue).waiting)
+        """How many wait, for a slot or for a time."""
+        one = self._queue(queue)
+        return len(one.waiting) + one.delayed
+
+    def _no_longer_delayed(self, task_id: int) -> None:
+        before = self._not_before.pop(task_id, None)
+        if before is not None:
+            self._queue(before[1]).delayed -= 1
 
     def _queue(self, name: str) -> _Queue:
         return self._queues.setdefault(name, _Queue(0))

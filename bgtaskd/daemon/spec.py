@@ -24,6 +24,8 @@ def read_spec(data: Mapping[str, Any], config: Config, user: str) -> TaskSpec:
     kind = given.get("kind", "command")
     if kind != "command":
         raise InvalidSpec(field="kind", reason="must be command")
+    for field in ("name", "merge_key", "queue", "user"):
+        plain_text(field, given.get(field))
     argv = tuple(given["argv"])
     if not argv or not argv[0]:
         raise InvalidSpec(field="argv", reason="must name a program")
@@ -35,19 +37,16 @@ def read_spec(data: Mapping[str, Any], config: Config, user: str) -> TaskSpec:
         raise InvalidSpec(field="env", reason="a name must not be empty or have a =")
     if cwd is not None and not cwd.startswith("/"):
         raise InvalidSpec(field="cwd", reason="must be an absolute path")
-    name = given.get("name") or os.path.basename(argv[0])[:NAME_MAX]
-    if not given.get("name"):
-        name = name.encode("utf-8", "replace").decode()  # a program's name may be any bytes
-    if not 1 <= len(name) <= NAME_MAX or "\0" in name or not _is_text(name):
+    name = given.get("name") or _shown(os.path.basename(argv[0]))[:NAME_MAX]
+    if not 1 <= len(name) <= NAME_MAX or "\0" in name:
         raise InvalidSpec(field="name", reason=f"must have 1 to {NAME_MAX} characters, no NUL")
     queue = given.get("queue", "default")
     if queue not in config.queues:
         raise NoSuchQueue(queue=queue[:NAME_MAX])
     merge_key = given.get("merge_key")
-    if merge_key is not None and not (1 <= len(merge_key) <= 1000 and _is_text(merge_key)):
+    if merge_key is not None and not 1 <= len(merge_key) <= 1000:
         raise InvalidSpec(field="merge_key", reason="must have 1 to 1000 characters")
-    if len(canonical_json(given.get("settings"))) > BYTES_MAX:
-        raise InvalidSpec(field="settings", reason=f"must be at most {BYTES_MAX} bytes of JSON")
+    plain_json("settings", given.get("settings"))
     return TaskSpec(
         kind=kind,
         name=name,
@@ -68,6 +67,38 @@ def read_spec(data: Mapping[str, Any], config: Config, user: str) -> TaskSpec:
         properties=_properties(given),
         settings=given.get("settings"),
     )
+
+
+def plain_text(field: str, text: Any) -> None:
+    """Refuse half a surrogate pair: JSON can say it, but no file, bus or database can hold it.
+
+    What is no string passes. Raises InvalidSpec.
+    """
+    if isinstance(text, str) and not _encodable(text, "strict"):
+        raise InvalidSpec(field=field, reason="has half a surrogate pair: this is no text")
+
+
+def plain_json(field: str, value: Any) -> None:
+    """Refuse a JSON value that is too large, or that could not be stored and shown again.
+
+    1e999 is JSON, but reads as infinity, which is not. Raises InvalidSpec.
+    """
+    try:
+        size = len(canonical_json(value, allow_nan=False).encode())
+    except UnicodeEncodeError:
+        raise InvalidSpec(
+            field=field, reason="has half a surrogate pair: this is no text"
+        ) from None
+    except (ValueError, RecursionError):
+        raise InvalidSpec(
+            field=field, reason="has a number too large, or is nested too deeply"
+        ) from None
+    if size > BYTES_MAX:
+        raise InvalidSpec(field=field, reason=f"must be at most {BYTES_MAX} bytes of JSON")
+
+
+def _shown(text: str) -> str:
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def _properties(given: Mapping[str, Any]) -> dict[str, str]:
@@ -112,18 +143,9 @@ def _plain(field: str, texts: Any) -> None:
         raise InvalidSpec(field=field, reason=f"must be at most {BYTES_MAX} bytes in all")
 
 
-def _is_text(text: str) -> bool:
-    """Whether it can be written down as UTF-8: a lone surrogate cannot."""
+def _encodable(text: str, errors: str = "surrogateescape") -> bool:
     try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _encodable(text: str) -> bool:
-    try:
-        text.encode("utf-8", "surrogateescape")
+        text.encode("utf-8", errors)
     except UnicodeEncodeError:
         return False
     return True

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final
 
-from bgtaskd.storage.interface import Operation, Storage, StorageError
+from bgtaskd.storage.interface import Operation, RowRefused, Storage, StorageError
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +66,8 @@ class Writer:
                 kept = []
                 for group in groups:  # one by one, so that each gets its own answer
                     if not await self._commit([group]):
+                        if group.done.done():  # refused for good: it must not hold up the others
+                            continue
                         if group.must:
                             kept.append(group)
                         else:
@@ -95,6 +97,13 @@ class Writer:
         loop = asyncio.get_running_loop()
         try:
             await loop.run_in_executor(self._thread, self._storage.apply, operations)
+        except RowRefused as error:
+            # The disk is well; only these operations are not. Alone, they are given up.
+            if len(groups) == 1 and not groups[0].done.done():
+                if groups[0].must:
+                    log.error("Given up, for it can never be written: %s", error)
+                groups[0].done.set_exception(error)
+            return False
         except StorageError as error:
             if self.failure is None:
                 log.error(

@@ -17,6 +17,10 @@ class StorageError(Exception):
     """The store could not be read or written; nothing of the batch was kept. The text says why."""
 
 
+class RowRefused(StorageError):
+    """What was to be written cannot be stored at all, by any disk: trying again is of no use."""
+
+
 class StorageFull(StorageError):
     """There is no room left."""
 

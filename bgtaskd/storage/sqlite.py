@@ -22,6 +22,7 @@ from bgtaskd.storage.interface import (
     PutTask,
     Query,
     RemoveTask,
+    RowRefused,
     StorageError,
     StorageFull,
 )
@@ -283,6 +284,8 @@ def _translated() -> Iterator[None]:
         if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
             raise StorageCorrupt(str(error)) from error
         raise StorageError(str(error)) from error
+    except (UnicodeEncodeError, OverflowError) as error:
+        raise RowRefused(f"this cannot be stored: {error}") from error
     except (ValueError, KeyError, TypeError) as error:
         raise StorageCorrupt(f"a row makes no sense: {error}") from error
 

@@ -71,3 +71,23 @@ def test_a_queue_that_is_gone_starts_nothing() -> None:
     one.add(1, "old", 0)
     one.configure({"q": 1})
     assert list(one.take()) == []
+
+
+@given(st.lists(st.tuples(st.sampled_from("dfu"), st.integers(0, 9)), max_size=60))
+def test_the_delayed_are_counted_and_wait_too(steps: list[tuple[str, int]]) -> None:
+    one = scheduler(q=0)
+    delayed: dict[int, int] = {}
+    for step, number in steps:
+        if step == "d":
+            one.delay(number, "q", number * 10)
+            delayed[number] = number * 10
+        elif step == "f":
+            one.forget(number, "q")
+            delayed.pop(number, None)
+        else:
+            due = one.due(number * 10)
+            assert set(due) == {task for task, when in delayed.items() if when <= number * 10}
+            for task in due:
+                del delayed[task]
+        assert one.counts("q") == (0, 0, len(delayed))
+        assert one.waiting("q") == len(delayed)
