@@ -18,6 +18,12 @@ if TYPE_CHECKING:
     from bgtaskd.errors import BgtaskdError as BgtaskdError
     from bgtaskd.errors import NotReachable as NotReachable
     from bgtaskd.errors import TaskFailed as TaskFailed
+    from bgtaskd.task.bar import tqdm as tqdm
+    from bgtaskd.task.base import BackgroundTask as BackgroundTask
+    from bgtaskd.task.base import background as background
+    from bgtaskd.task.own import OwnStatus as OwnStatus
+    from bgtaskd.task.own import current as current
+    from bgtaskd.task.status import TaskStatus as TaskStatus
 
 _HOMES = {
     "AsyncClient": "bgtaskd.client.aio",
@@ -27,6 +33,12 @@ _HOMES = {
     "BgtaskdError": "bgtaskd.errors",
     "NotReachable": "bgtaskd.errors",
     "TaskFailed": "bgtaskd.errors",
+    "BackgroundTask": "bgtaskd.task.base",
+    "background": "bgtaskd.task.base",
+    "OwnStatus": "bgtaskd.task.own",
+    "current": "bgtaskd.task.own",
+    "TaskStatus": "bgtaskd.task.status",
+    "tqdm": "bgtaskd.task.bar",
 }
 __all__ = ["__version__", *_HOMES]  # noqa: PLE0604
 

@@ -15,11 +15,15 @@ class BgtaskdError(Exception):
 
 
 class NotReachable(BgtaskdError):
-    """Nobody answers at the socket. ``path``: which; the text says what may help."""
+    """Nobody answers at the socket. ``path``: which; the text says what may help.
 
-    def __init__(self, path: str, reason: str) -> None:
+    ``errno``: why connect() failed; None where a connection broke.
+    """
+
+    def __init__(self, path: str, reason: str, number: int | None = None) -> None:
         self.path = path
         self.reason = reason
+        self.errno = number
         super().__init__(f"cannot reach bgtaskd at {path}: {reason}")
 
     @classmethod
@@ -30,7 +34,7 @@ class NotReachable(BgtaskdError):
             reason += " (is it running? systemctl status bgtaskd.socket)"
         elif error.errno == errno.EACCES:
             reason += " (are you in the group bgtask? id)"
-        return cls(path, reason)
+        return cls(path, reason, error.errno)
 
 
 class ProtocolError(BgtaskdError):
@@ -44,6 +48,37 @@ class TaskFailed(BgtaskdError):
         self.task = task
         why = f": {task.error}" if task.error else ""
         super().__init__(f"task {task.id} ({task.name}) {task.state}, {task.result}{why}")
+
+
+class InvalidTarget(BgtaskdError):
+    """This cannot run in the background. ``target``: its name; ``reason``: why not."""
+
+    def __init__(self, target: str, reason: str) -> None:
+        self.target = target
+        self.reason = reason
+        super().__init__(f"{target} cannot run in the background: {reason}")
+
+
+class StartedWhileLoading(InvalidTarget):
+    """A task's own module starts a task while it is loaded: each would start the next, without end."""
+
+    def __init__(self, target: str) -> None:
+        reason = (
+            "it is started while the module of a task is being loaded, so each task would start another;"
+            ' put what starts it into a function, or under if __name__ == "__main__":'
+        )
+        super().__init__(target, reason)
+
+
+class InvalidResult(BgtaskdError):
+    """What execute() returned is not JSON, or more than can be stored."""
+
+
+class NotInTask(BgtaskdError):
+    """bgtaskd.current() was called outside of a task."""
+
+    def __init__(self) -> None:
+        super().__init__("this process is no background task (BGTASK_ID is not set)")
 
 
 class RemoteError(BgtaskdError):

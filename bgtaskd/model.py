@@ -86,6 +86,7 @@ RETRIED_BY_DEFAULT: Final = frozenset(
 NEVER_RETRIED: Final = frozenset({Result.SUCCESS, Result.STOPPED})
 
 RETRY_DELAY_MAX_USEC: Final = 3_600_000_000
+ERROR_MAX: Final = 1000
 
 
 class IllegalTransition(Exception):
@@ -119,6 +120,10 @@ class TaskSpec:
     retry_on: tuple[Result, ...] | None = None
     properties: Mapping[str, str] = field(default_factory=dict)
     settings: Any = None
+    target: str | None = None
+    """Kind python: what is run, "module:name" or "/path/script.py:name"."""
+    import_path: tuple[str, ...] = ()
+    """Kind python: what sys.path is for it."""
 
     def is_retried_after(self, result: Result) -> bool:
         """Whether a task that ended this way may be tried again by itself."""
@@ -147,7 +152,8 @@ class TaskSpec:
         """The inverse of :meth:`to_json`, for specs that were checked before they were stored."""
         known = {item.name for item in fields(cls)}
         values = {key: value for key, value in data.items() if key in known}
-        values["argv"] = tuple(values.get("argv", ()))
+        for name in ("argv", "import_path"):
+            values[name] = tuple(values.get(name, ()))
         if values.get("retry_on") is not None:
             values["retry_on"] = tuple(Result(one) for one in values["retry_on"])
         return cls(**values)
@@ -176,6 +182,8 @@ class Task:
     message: str | None = None
     value: Any = None
     error: str | None = None
+    failure: Mapping[str, str] | None = None
+    """The exception that ended it, as the task itself reported it: type, message, traceback."""
     started: int | None = None
     ended: int | None = None
     not_before: int | None = None
@@ -224,6 +232,8 @@ class Task:
             "settings": self.spec.settings,
             "value": self.value,
             "error": self.error,
+            "failure": self.failure,
+            "target": self.spec.target,
             "created": self.created,
             "started": self.started,
             "updated": self.updated,
@@ -303,6 +313,7 @@ class Reported(Event):
     finished: int | None = None
     message: str | None = None
     value: Any = None
+    failure: Mapping[str, str] | None = None
     rewind: bool = False
 
 
@@ -396,6 +407,7 @@ def _picked(task: Task, event: Picked) -> Task:
         finished=None,
         message=None,
         value=None,
+        failure=None,
     )
 
 
@@ -417,8 +429,9 @@ def _reported(task: Task, event: Reported) -> Task:
     total = task.total if event.total is None else event.total
     finished = task.finished if event.finished is None else event.finished
     percent = event.percent
-    if percent is None and finished is not None and total:
-        percent = 100.0 * finished / total
+    counted = event.finished is not None or event.total is not None
+    if counted and finished is not None and total and not (event.rewind and percent is not None):
+        percent = max(percent or 0.0, 100.0 * finished / total)
     if percent is None:
         percent = task.percent
     else:
@@ -432,6 +445,7 @@ def _reported(task: Task, event: Reported) -> Task:
         finished=finished,
         message=task.message if event.message is None else event.message,
         value=task.value if event.value is None else event.value,
+        failure=task.failure if event.failure is None else event.failure,
     )
 
 
@@ -489,18 +503,22 @@ def _verdict(task: Task, event: Exited) -> tuple[State, Result]:
 
 
 def _end(task: Task, event: Exited, state: State, result: Result) -> Task:
-    percent = task.percent
-    finished = task.finished
+    percent, finished, failure, error = task.percent, task.finished, task.failure, event.error
     if state is State.FINISHED:
         percent = 100.0
         finished = task.total if task.total is not None else task.finished
+        failure = None
+    elif failure is not None and error is None and result is Result.EXIT_CODE:
+        error = f"{failure['type']}: {failure['message']}"
+        error = error.partition("\n")[0][:ERROR_MAX]
     return replace(
         task,
         state=state,
         result=result,
         exit_status=event.exit_status,
         signal=event.signal,
-        error=event.error,
+        error=error,
+        failure=failure,
         percent=percent,
         finished=finished,
         started=task.started if event.started is None else event.started,
@@ -526,6 +544,7 @@ def _retry_asked(task: Task, event: RetryAsked) -> Task:
         finished=None,
         message=None,
         value=None,
+        failure=None,
         started=None,
         ended=None,
         not_before=None,

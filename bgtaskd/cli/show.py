@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -114,7 +115,9 @@ def task_status(task: TaskInfo, output: bytes, columns: int | None, colours: boo
         row("Exit", f"killed by {task.signal}" if task.signal else f"status {task.exit_status}")
     row(
         "Task",
-        f"{task.id}, {task.kind}" + (f", attempt {task.attempt}" if task.attempt > 1 else ""),
+        f"{task.id}, {task.kind}"
+        + (f" {escaped(task.target)}" if task.target else "")
+        + (f", attempt {task.attempt}" if task.attempt > 1 else ""),
     )
     row("User", f"{escaped(task.user)}")
     row(
@@ -135,6 +138,8 @@ def task_status(task: TaskInfo, output: bytes, columns: int | None, colours: boo
         row("IO", f"{size(task.io_read_bytes)} read, {size(task.io_write_bytes)} written")
     if task.percent is not None or task.message:
         row("Progress", progress_line(task, 1000 if columns is None else columns - 13))
+    if task.value is not None:
+        row("Value", json.dumps(task.value, ensure_ascii=True))
     if output:
         lines.append("")
         shown = [escaped(one) for one in output_lines(output)]

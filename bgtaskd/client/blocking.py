@@ -195,8 +195,13 @@ class Client:
         retry_on: Sequence[str] | None = None,
         properties: Mapping[str, Any] | None = None,
         settings: Any = None,
+        kind: str | None = None,
+        target: str | None = None,
+        import_path: Sequence[str] | None = None,
     ) -> int:
         """Have a command run; its task's id, once the task is on the disk. Durations in seconds.
+
+        ``kind``, ``target`` and ``import_path`` are for tasks written in Python: see bgtaskd.BackgroundTask.
 
         Raises InvalidSpec, PermissionDenied, QueueFull, NoSuchQueue, StorageFailed.
         """

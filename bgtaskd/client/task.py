@@ -13,6 +13,18 @@ Seconds = float | timedelta
 
 
 @dataclass(frozen=True, slots=True)
+class Failure:
+    """The exception that ended a task, as the task reported it. ``traceback`` is text, as Python prints it."""
+
+    type: str
+    message: str
+    traceback: str
+
+    def __str__(self) -> str:
+        return f"{self.type}: {self.message}" if self.message else self.type
+
+
+@dataclass(frozen=True, slots=True)
 class TaskInfo:
     """A task, as method Get of org.bgtaskd has it. Times: microseconds since the epoch, UTC."""
 
@@ -35,6 +47,8 @@ class TaskInfo:
     settings: Any
     value: Any
     error: str | None
+    failure: Failure | None
+    target: str | None
     created: int
     started: int | None
     updated: int
@@ -50,6 +64,8 @@ class TaskInfo:
     def from_wire(cls, data: Mapping[str, Any]) -> TaskInfo:
         """Unknown fields are passed over: the daemon may be newer."""
         values: dict[str, Any] = {one.name: data.get(one.name) for one in fields(cls)}
+        if values["failure"] is not None:
+            values["failure"] = Failure(**values["failure"])
         return cls(**values)
 
     def is_ended(self) -> bool:

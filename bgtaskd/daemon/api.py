@@ -16,7 +16,7 @@ from bgtaskd.daemon import streams
 from bgtaskd.daemon.engine import Engine, now_usec
 from bgtaskd.daemon.launcher_link import LauncherError
 from bgtaskd.daemon.policy import Policy
-from bgtaskd.daemon.spec import NAME_MAX, plain_json, plain_text, read_spec
+from bgtaskd.daemon.spec import NAME_MAX, check_failure, plain_json, plain_text, read_spec
 from bgtaskd.daemon.supervisors import Supervisors
 from bgtaskd.errors import (
     InvalidSpec,
@@ -214,10 +214,17 @@ async def list_(api: Api, call: Call) -> AsyncGenerator[Streamed, None]:
         rows = [api.engine.live.get(task.id, task) for task in api.engine.storage.list(query)]
         limit -= len(rows)
         more = call.more and limit > 0 and len(rows) == query.limit
-        yield {"tasks": [api.shown(task) for task in rows]}, more
+        yield {"tasks": [_in_list(api.shown(task)) for task in rows]}, more
         if not more:
             return
         before = rows[-1].id
+
+
+def _in_list(shown: dict[str, Any]) -> dict[str, Any]:
+    """A task as List has it: a thousand tracebacks would be too much for one message."""
+    if shown["failure"]:
+        shown["failure"] = {**shown["failure"], "traceback": ""}
+    return shown
 
 
 def _inner_states(names: list[str]) -> list[State]:
@@ -277,8 +284,13 @@ async def report(api: Api, call: Call) -> Reply:
     if len(given.get("message", "")) > 4096:
         raise InvalidSpec(field="message", reason="must have at most 4096 characters")
     plain_json("value", given.get("value"))
+    check_failure(given.get("failure", {}))
     api.engine.report(task.id, Reported(now_usec(), **given))
     api.supervisors.feed(task, {key: value for key, value in given.items() if key != "rewind"})
+    if "value" in given or "failure" in given:
+        await (
+            api.engine.save()
+        )  # what a task came to is never lost; how far it got may be, for a second
     return {}
 
 

@@ -75,6 +75,8 @@ TASK_FIELDS: Final[Mapping[str, str]] = {
     "settings": "json",
     "value": "json",
     "error": "s",
+    "failure": "json",
+    "target": "s",
     "created": "t",
     "started": "t",
     "updated": "t",

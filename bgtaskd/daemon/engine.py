@@ -16,6 +16,7 @@ the same attempt. So
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -46,6 +47,7 @@ from bgtaskd.model import (
     StopAsked,
     StopReason,
     Task,
+    TaskSpec,
     transition,
 )
 from bgtaskd.storage.interface import Message, Operation, PutTask, RemoveTask, Storage
@@ -60,6 +62,13 @@ Subscriber = Callable[[str, Task], None]
 def now_usec() -> int:
     """Microseconds since the epoch."""
     return time.time_ns() // 1000
+
+
+def handover(spec: TaskSpec) -> dict[str, str]:
+    """What a task of kind python must know to begin."""
+    if spec.target is None:
+        return {}
+    return {"BGTASK_HANDOVER": json.dumps({"target": spec.target, "import_path": spec.import_path})}
 
 
 class Engine:
@@ -311,7 +320,7 @@ class Engine:
             "user": task.user,
             "owner_uid": task.owner_uid,
             "argv": list(spec.argv),
-            "env": dict(spec.env),
+            "env": {**spec.env, **handover(spec)},
             "cwd": spec.cwd,
             "properties": dict(spec.properties),
             "timeout_usec": spec.timeout_usec,

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -16,14 +17,18 @@ NAME_MAX: Final = 200
 BYTES_MAX: Final = 256 * 1024
 USEC_MAX: Final = 366 * 86_400_000_000 * 100
 RETRIES_MAX: Final = 1_000_000
+KINDS: Final = ("command", "python")
+TARGET: Final = re.compile(r"(?:/[^\0\n]*|[^\W\d]\w*(?:\.[^\W\d]\w*)*):[^\W\d]\w*(?:\.[^\W\d]\w*)*")
+TARGET_MAX: Final = 4096
+FAILURE_MAX: Final = 64 * 1024
 
 
 def read_spec(data: Mapping[str, Any], config: Config, user: str) -> TaskSpec:
     """Check what the type check of the interface cannot. Raises InvalidSpec, NoSuchQueue."""
     given = {key: value for key, value in data.items() if value is not None}
     kind = given.get("kind", "command")
-    if kind != "command":
-        raise InvalidSpec(field="kind", reason="must be command")
+    if kind not in KINDS:
+        raise InvalidSpec(field="kind", reason=f"must be one of {', '.join(KINDS)}")
     for field in ("name", "merge_key", "queue", "user"):
         plain_text(field, given.get(field))
     argv = tuple(given["argv"])
@@ -31,13 +36,20 @@ def read_spec(data: Mapping[str, Any], config: Config, user: str) -> TaskSpec:
         raise InvalidSpec(field="argv", reason="must name a program")
     env = given.get("env", {})
     cwd = given.get("cwd")
-    for field, texts in (("argv", argv), ("env", [*env, *env.values()]), ("cwd", [cwd or ""])):
+    target, import_path = _target(kind, given)
+    for field, texts in (
+        ("argv", argv),
+        ("env", [*env, *env.values()]),
+        ("cwd", [cwd or ""]),
+        ("import_path", import_path),
+    ):
         _plain(field, texts)
     if any(not name or "=" in name for name in env):
         raise InvalidSpec(field="env", reason="a name must not be empty or have a =")
     if cwd is not None and not cwd.startswith("/"):
         raise InvalidSpec(field="cwd", reason="must be an absolute path")
-    name = given.get("name") or _shown(os.path.basename(argv[0]))[:NAME_MAX]
+    own_name = os.path.basename(argv[0]) if target is None else target.rpartition(":")[2]
+    name = given.get("name") or _shown(own_name)[:NAME_MAX]
     if not 1 <= len(name) <= NAME_MAX or "\0" in name:
         raise InvalidSpec(field="name", reason=f"must have 1 to {NAME_MAX} characters, no NUL")
     queue = given.get("queue", "default")
@@ -66,7 +78,17 @@ def read_spec(data: Mapping[str, Any], config: Config, user: str) -> TaskSpec:
         retry_on=_retry_on(given),
         properties=_properties(given),
         settings=given.get("settings"),
+        target=target,
+        import_path=import_path,
     )
+
+
+def check_failure(failure: Mapping[str, str]) -> None:
+    """Refuse a reported failure that is too large or no text. Raises InvalidSpec."""
+    for field, text in failure.items():
+        plain_text(f"failure.{field}", text)
+    if sum(len(text.encode()) for text in failure.values()) > FAILURE_MAX:
+        raise InvalidSpec(field="failure", reason=f"must be at most {FAILURE_MAX} bytes in all")
 
 
 def plain_text(field: str, text: Any) -> None:
@@ -99,6 +121,21 @@ def plain_json(field: str, value: Any) -> None:
 
 def _shown(text: str) -> str:
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def _target(kind: str, given: Mapping[str, Any]) -> tuple[str | None, tuple[str, ...]]:
+    target, import_path = given.get("target"), tuple(given.get("import_path", ()))
+    if kind != "python":
+        if target is not None or import_path:
+            field = "import_path" if target is None else "target"
+            raise InvalidSpec(field=field, reason="is for tasks of kind python")
+        return None, ()
+    plain_text("target", target)
+    if target is None or len(target) > TARGET_MAX or TARGET.fullmatch(target) is None:
+        raise InvalidSpec(field="target", reason="must be module:name, or /path/script.py:name")
+    if any(not one.startswith("/") for one in import_path):
+        raise InvalidSpec(field="import_path", reason="must be absolute paths")
+    return target, import_path
 
 
 def _properties(given: Mapping[str, Any]) -> dict[str, str]:

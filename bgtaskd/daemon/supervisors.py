@@ -328,6 +328,7 @@ def _reported(report: Mapping[str, Any]) -> Reported:
         finished=report.get("finished"),
         message=report.get("message"),
         value=report.get("value"),
+        failure=report.get("failure"),
     )
 
 

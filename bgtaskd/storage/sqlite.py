@@ -91,12 +91,15 @@ MIGRATIONS: Final = (
     CREATE TABLE config (task_id INTEGER PRIMARY KEY, config TEXT NOT NULL);
     CREATE TABLE flag (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
     """,
+    # How a task that reports its own end says why it failed (JSON).
+    "ALTER TABLE task ADD COLUMN failure TEXT;",
 )
 
 FIXED: Final = ("id", "owner_uid", "uid", "user", "name", "queue", "merge_key", "spec", "created")
 CHANGING: Final = (
     "state result stop_reason attempt retries_used updated started ended not_before exit_status signal "
-    "percent total finished message value error cpu_usec memory_peak io_read_bytes io_write_bytes boot_id pid"
+    "percent total finished message value error failure cpu_usec memory_peak io_read_bytes io_write_bytes "
+    "boot_id pid"
 ).split()
 COLUMNS: Final = (*FIXED, *CHANGING)
 INSERT: Final = f"INSERT INTO task ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))})"  # noqa: S608
@@ -326,6 +329,7 @@ def _changing(task: Task) -> list[Any]:
         _storable(task.message),
         None if task.value is None else json.dumps(task.value),
         _storable(task.error),
+        None if task.failure is None else json.dumps(dict(task.failure)),
         task.cpu_usec,
         task.memory_peak,
         task.io_read_bytes,
@@ -419,5 +423,6 @@ def _task(row: Sequence[Any]) -> Task:
     values["stop_reason"] = (
         None if values["stop_reason"] is None else StopReason(values["stop_reason"])
     )
-    values["value"] = None if values["value"] is None else json.loads(values["value"])
+    for name in ("value", "failure"):
+        values[name] = None if values[name] is None else json.loads(values[name])
     return Task(spec=spec, **values)

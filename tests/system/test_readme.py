@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Every command in the README does what it says, in the order in which a reader would type them."""
+"""Every example in the README and in docs/ does what it says, in the order in which a reader would type them.
+
+Fenced blocks: ``sh`` is run as alice, ``sh root`` as root, ``sh debian13`` on Debian 13 only; ``python`` is
+run as a script of alice's; ``python NAME.py`` is only saved as NAME.py in her home, for the blocks that follow.
+Blocks in another language (``text``, ``yaml``, …) are shown, not run.
+"""
 
 from __future__ import annotations
 
@@ -10,35 +15,46 @@ import pytest
 
 from tests.houses.container import Container
 
-README = Path(__file__).parents[2] / "README.md"
-BLOCK = re.compile(r"^```(\w+)(?: (\w+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+ROOT = Path(__file__).parents[2]
+BLOCK = re.compile(r"^```(\w+)(?: (\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+RUN = ("sh", "python")
+HOME = "/home/alice"
 
 
-def blocks() -> list[tuple[str, str, str]]:
-    """(language, qualifier, text) of each fenced block."""
-    return [(lang, word or "", text) for lang, word, text in BLOCK.findall(README.read_text())]
+def blocks(page: Path) -> list[tuple[str, str, str]]:
+    """(language, qualifier, text) of each fenced block that is run."""
+    found = [(lang, word or "", text) for lang, word, text in BLOCK.findall(page.read_text())]
+    return [one for one in found if one[0] in RUN]
+
+
+# The README first: it names the ids of a machine on which nothing has run yet.
+PAGES = [
+    ROOT / "README.md",
+    *(page for page in sorted((ROOT / "docs").glob("*.md")) if blocks(page)),
+]
 
 
 def test_the_readme_has_commands() -> None:
-    languages = [lang for lang, _, _ in blocks()]
+    languages = [lang for lang, _, _ in blocks(PAGES[0])]
     assert languages.count("sh") >= 4
     assert "python" in languages
 
 
-def test_every_block_runs(fresh_machine: Container) -> None:
-    for language, word, text in blocks():
-        if language == "text":
-            continue  # what a terminal showed
-        if word == "debian13" and fresh_machine.release < 13:
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_block_runs(machine: Container, page: Path) -> None:
+    for language, word, text in blocks(page):
+        if word == "debian13" and machine.release < 13:
             continue
-        user = None if word == "root" else "alice"
-        if language == "sh":
-            done = fresh_machine.run(
-                ["bash", "-euo", "pipefail", "-c", text], user=user, check=False, timeout=120
-            )
-        elif language == "python":
-            done = fresh_machine.run(["python3", "-"], user=user, input=text, check=False)
+        user = "root" if word == "root" else "alice"
+        if language == "python":
+            name = word or "example.py"
+            machine.write(f"{HOME}/{name}", text)
+            if word:
+                continue
+            argv = ["python3", name]
         else:
-            pytest.fail(f"README: a block of {language!r} that no test runs")
+            argv = ["bash", "-euo", "pipefail", "-c", text]
+        cwd = "/root" if word == "root" else HOME
+        done = machine.run(argv, user=user, check=False, timeout=120, cwd=cwd)
         assert done.returncode == 0, f"{text}\n{done.stdout}{done.stderr}"
         assert "Traceback" not in done.stderr

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bgtaskd.config import load_config
-from bgtaskd.daemon.spec import BYTES_MAX, read_spec
+from bgtaskd.daemon.spec import BYTES_MAX, check_failure, read_spec
 from bgtaskd.errors import InvalidSpec, NoSuchQueue
-from bgtaskd.model import State, Task
+from bgtaskd.model import State, Task, TaskSpec
 from bgtaskd.storage.interface import PutTask
 from bgtaskd.storage.sqlite import open_storage
 
@@ -51,13 +51,58 @@ ANY_JSON = st.recursive(st.none() | st.floats() | st.integers() | ANY_TEXT, st.l
         ("settings", {"x": HALF}),
         ("settings", float("inf")),
         ("settings", "a" * BYTES_MAX),
-        ("kind", "http"),
+        ("kind", "none"),
+        ("target", "a:b"),
+        ("import_path", ["/a"]),
     ],
 )
 def test_what_is_wrong_is_named(field: str, value: Any) -> None:
     with pytest.raises(InvalidSpec) as caught:
         read_spec({"argv": ["true"], field: value}, CONFIG, "root")
     assert caught.value.parameters["field"] == field
+
+
+@pytest.mark.parametrize(
+    ("target", "import_path", "field"),
+    [
+        (None, [], "target"),
+        ("", [], "target"),
+        ("module", [], "target"),
+        ("module:", [], "target"),
+        (":name", [], "target"),
+        ("module:name()", [], "target"),
+        ("os;x:name", [], "target"),
+        ("1a:name", [], "target"),
+        ("relative/script.py:name", [], "target"),
+        ("/script\n.py:name", [], "target"),
+        ("/" + "a" * 5000 + ":name", [], "target"),
+        ("/a" + HALF + ":name", [], "target"),
+        ("a:b", ["relative"], "import_path"),
+        ("a:b", ["/a\0"], "import_path"),
+        ("a:b", ["/" + "a" * BYTES_MAX], "import_path"),
+    ],
+)
+def test_a_python_task_has_a_target(target: str | None, import_path: list[str], field: str) -> None:
+    spec = {"kind": "python", "argv": ["x"], "target": target, "import_path": import_path}
+    with pytest.raises(InvalidSpec) as caught:
+        read_spec(spec, CONFIG, "root")
+    assert caught.value.parameters["field"] == field
+
+
+@pytest.mark.parametrize("target", ["a:B", "a.b_1:C.d", "/srv/an app/été.py:Größe", "é:f"])
+def test_a_target_that_python_can_import_is_taken(target: str) -> None:
+    given = {"kind": "python", "argv": ["python3"], "target": target, "import_path": ["/srv"]}
+    spec = read_spec(given, CONFIG, "root")
+    assert (spec.target, spec.import_path) == (target, ("/srv",))
+    assert spec.name == target.rpartition(":")[2]
+    assert TaskSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
+
+
+def test_a_failure_is_bounded() -> None:
+    check_failure({"type": "E", "message": "m", "traceback": "t" * 60_000})
+    for wrong in ({"traceback": "é" * 33_000}, {"message": HALF}):
+        with pytest.raises(InvalidSpec):
+            check_failure(wrong)
 
 
 def test_an_unknown_queue() -> None:

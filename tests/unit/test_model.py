@@ -47,6 +47,7 @@ EVENTS = st.one_of(
         percent=st.none() | st.floats(-10, 200),
         total=st.none() | st.integers(0, 10),
         finished=st.none() | st.integers(0, 20),
+        rewind=st.booleans(),
     ),
     st.builds(Frozen, st.just(7)),
     st.builds(Thawed, st.just(8)),
@@ -65,6 +66,10 @@ def follow(start: Task, *events: Event) -> Task:
     for event in events:
         start = transition(start, event)
     return start
+
+
+def rewinds(event: Event) -> bool:
+    return isinstance(event, Reported) and event.rewind
 
 
 @given(st.lists(EVENTS, max_size=30), st.integers(0, 3))
@@ -87,7 +92,9 @@ def test_whatever_happens_the_task_stays_consistent(events: list[Event], retries
             assert now.attempt >= 1
         if isinstance(event, Reported) and before.percent is not None:
             assert now.percent is not None
-            assert now.percent >= before.percent
+            assert now.percent >= before.percent or event.rewind
+        if now.attempt == before.attempt and before.percent is not None and not rewinds(event):
+            assert now.state is State.QUEUED or (now.percent or 0) >= before.percent
         if before.state in ENDED:
             assert isinstance(event, RetryAsked)
         if isinstance(event, Exited) and before.stop_reason is StopReason.USER:
@@ -109,6 +116,23 @@ def test_a_success_is_at_a_hundred_and_a_failure_where_it_was() -> None:
     running = follow(task(), Picked(1, "b"), Started(2, 7), Reported(3, percent=40.0))
     assert follow(running, Exited(4, Result.SUCCESS)).percent == 100
     assert follow(running, Exited(4, Result.EXIT_CODE, exit_status=1)).percent == 40
+
+
+def test_what_a_task_says_of_its_failure_is_its_error() -> None:
+    failure = {"type": "ValueError", "message": "no\nsuch", "traceback": "…"}
+    told = follow(task(retries=1), Picked(1, "b"), Started(2, 7), Reported(3, failure=failure))
+    failed = follow(told, Exited(4, Result.EXIT_CODE, exit_status=1))
+    assert (failed.error, failed.failure) == ("ValueError: no", failure)
+    again = follow(failed, Due(5), Picked(6, "b"))
+    assert (again.error, again.failure) == (None, None)
+    assert follow(told, Exited(4, Result.SUCCESS)).failure is None
+    assert follow(told, Exited(4, Result.OOM_KILL)).error is None
+
+
+def test_a_count_and_a_percentage_told_together_are_both_heard() -> None:
+    running = follow(task(), Picked(1, "b"), Started(2, 7))
+    assert follow(running, Reported(3, percent=20.0, finished=1, total=2)).percent == 50
+    assert follow(running, Reported(3, percent=80.0, finished=1, total=2)).percent == 80
 
 
 def test_a_users_stop_overrules_a_time_limit() -> None:

@@ -66,6 +66,7 @@ def test_a_task_comes_back_as_it_was(storage: Storage) -> None:
         message="m\n\x1b",
         value={"a": 1},
         error="e",
+        failure={"type": "E", "message": "ä", "traceback": "t\n"},
         started=3,
         ended=4,
         not_before=5,

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""A task as its caller sees it."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Self
+
+from bgtaskd.client.blocking import Client
+from bgtaskd.client.task import Failure, Seconds, TaskInfo, usec
+from bgtaskd.task.patience import patiently
+
+_client: Client | None = None
+
+
+def shared_client() -> Client:
+    """The process's own client. Threads and forks may use it."""
+    global _client
+    if _client is None:
+        _client = Client()
+    return _client
+
+
+class TaskStatus:
+    """A task by its id. Its properties are as of the last look: :meth:`refresh` looks again.
+
+    ``TaskStatus(42)`` works in any process that may see task 42; nothing is asked before it is needed.
+    """
+
+    def __init__(self, task_id: int, *, client: Client | None = None) -> None:
+        self.id = task_id
+        self._client = client
+        self._info: TaskInfo | None = None
+
+    def __repr__(self) -> str:
+        seen = "" if self._info is None else f" {self._info.name} {self._info.state}"
+        return f"<{type(self).__name__} {self.id}{seen}>"
+
+    @property
+    def client(self) -> Client:
+        """Through which it asks."""
+        return self._client or shared_client()
+
+    @property
+    def info(self) -> TaskInfo:
+        """Everything that is known of it, as of the last look."""
+        if self._info is None:
+            self._info = self.client.get(self.id)
+        return self._info
+
+    def refresh(self) -> Self:
+        """Look again. Raises NoSuchTask."""
+        self._info = self.client.get(self.id)
+        return self
+
+    def is_running(self) -> bool:
+        """Whether it has not ended yet; looks again."""
+        return not self.refresh().info.is_ended()
+
+    def wait(self, timeout: Seconds | None = None) -> Self:
+        """Wait until it has ended, across restarts of the daemon too. Raises TimedOut after so many seconds."""
+        end = None if timeout is None else time.monotonic() + usec(timeout) / 1e6
+
+        def wait() -> TaskInfo:
+            left = None if end is None else max(0.0, end - time.monotonic())
+            return self.client.wait(self.id, left)
+
+        self._info = patiently(wait, end=end)
+        return self
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        return self.info.name
+
+    @property
+    def state(self) -> str:
+        """delayed, queued, running, paused, finished, failed or stopped."""
+        return self.info.state
+
+    @property
+    def percentage(self) -> float:
+        """0 to 100; 0 where it has said nothing, 100 once it has succeeded."""
+        return self.info.percent or 0.0
+
+    @property
+    def message(self) -> str | None:
+        """What it said last."""
+        return self.info.message
+
+    @property
+    def settings(self) -> Any:
+        """What it was started with."""
+        return self.info.settings
+
+    @property
+    def result(self) -> str | None:
+        """None until it has ended; then success, exit-code, signal, timeout, … (see org.bgtaskd.varlink)."""
+        return self.info.result
+
+    @property
+    def result_value(self) -> Any:
+        """What execute() returned."""
+        return self.info.value
+
+    @property
+    def failure(self) -> Failure | None:
+        """The exception that ended it: type, message, traceback."""
+        return self.info.failure
+
+    @property
+    def error(self) -> str | None:
+        """Why it failed, in a line."""
+        return self.info.error
+
+    @property
+    def output(self) -> str:
+        """What it printed so far. What is not UTF-8 becomes U+FFFD."""
+        return self.client.output(self.id).decode("utf-8", "replace")
+
+    def stop(self) -> None:
+        """SIGTERM to all its processes, SIGKILL after its stop timeout."""
+        self.client.stop(self.id)
+
+    def signal(self, name: str, payload: Any = None) -> int:
+        """Leave a message in its mailbox; the message's number."""
+        return self.client.signal(self.id, name, payload)
