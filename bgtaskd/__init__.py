@@ -6,11 +6,11 @@ Importing this costs next to nothing: everything is loaded when it is first used
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-__version__ = "0.1.0"
+TYPE_CHECKING = False  # typing's own would load typing, in every supervisor too
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from bgtaskd.client.aio import AsyncClient as AsyncClient
     from bgtaskd.client.blocking import Client as Client
     from bgtaskd.client.task import TaskEvent as TaskEvent
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from bgtaskd.task.own import current as current
     from bgtaskd.task.status import TaskStatus as TaskStatus
 
+__version__ = "0.1.0"
 _HOMES = {
     "AsyncClient": "bgtaskd.client.aio",
     "Client": "bgtaskd.client.blocking",

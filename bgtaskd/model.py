@@ -28,6 +28,8 @@ from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 from typing import Any, Final
 
+from bgtaskd.units import scope_name
+
 
 class State(str, Enum):
     """Where a task is in its life."""
@@ -245,16 +247,6 @@ class Task:
             "io_read_bytes": self.io_read_bytes,
             "io_write_bytes": self.io_write_bytes,
         }
-
-
-def scope_name(task_id: int, attempt: int) -> str:
-    """The unit of one attempt: bgtask-42.scope, then bgtask-42.2.scope, bgtask-42.3.scope, …"""
-    return f"bgtask-{task_id}.scope" if attempt <= 1 else f"bgtask-{task_id}.{attempt}.scope"
-
-
-def slice_name(queue: str) -> str:
-    """The slice of a queue. Queue names have no dash: in a slice's name it means a level (systemd.slice(5))."""
-    return f"bgtask-{queue}.slice"
 
 
 # ---------------------------------------------------------------------------------------------------

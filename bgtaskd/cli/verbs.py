@@ -265,7 +265,7 @@ def output(arguments: Namespace) -> None:
 
 def logs(arguments: Namespace) -> None:
     """bgtaskctl logs."""
-    from bgtaskd.model import scope_name
+    from bgtaskd.units import scope_name
 
     options = ["--follow"] if arguments.follow else []
     options += [f"--lines={arguments.lines}"] if arguments.lines is not None else []

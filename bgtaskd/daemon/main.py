@@ -28,7 +28,7 @@ from bgtaskd.daemon.engine import Engine
 from bgtaskd.daemon.launcher_link import LauncherError, LauncherLink
 from bgtaskd.daemon.policy import Policy
 from bgtaskd.daemon.supervisors import Supervisors
-from bgtaskd.launcher.records import boot_id
+from bgtaskd.launcher.proc import boot_id
 from bgtaskd.protocol.server import Limits, Server
 from bgtaskd.storage.interface import Storage, StorageError
 from bgtaskd.storage.memory import MemoryStorage

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Final
 from bgtaskd.daemon.engine import Engine
 from bgtaskd.errors import InvalidSpec, TimedOut
 from bgtaskd.launcher.accounting import Cgroup
-from bgtaskd.logs.outputfile import OutputReader
-from bgtaskd.model import ENDED, Task, slice_name
+from bgtaskd.logs.outputreader import OutputReader
+from bgtaskd.model import ENDED, Task
+from bgtaskd.units import slice_name
 
 if TYPE_CHECKING:
     from bgtaskd.daemon.api import Api

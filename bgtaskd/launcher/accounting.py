@@ -8,21 +8,28 @@ nothing can be opened any more.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 
-from bgtaskd.launcher.records import read_file
+from bgtaskd.launcher.proc import read_file
 
 WATCHED = ("cgroup.events", "cpu.stat", "memory.peak", "memory.events", "io.stat")
 
 
-@dataclass(frozen=True, slots=True)
 class Usage:
-    """Totals. None: not known."""
+    """Totals: microseconds and bytes. None: not known."""
 
-    cpu_usec: int | None = None
-    memory_peak: int | None = None
-    io_read_bytes: int | None = None
-    io_write_bytes: int | None = None
+    __slots__ = ("cpu_usec", "io_read_bytes", "io_write_bytes", "memory_peak")
+
+    def __init__(
+        self,
+        cpu_usec: int | None = None,
+        memory_peak: int | None = None,
+        io_read_bytes: int | None = None,
+        io_write_bytes: int | None = None,
+    ) -> None:
+        self.cpu_usec = cpu_usec
+        self.memory_peak = memory_peak
+        self.io_read_bytes = io_read_bytes
+        self.io_write_bytes = io_write_bytes
 
 
 def cgroup_of(pid: int) -> str | None:

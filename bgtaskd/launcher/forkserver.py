@@ -1,63 +1,63 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The fork server: a lean process whose forks are the supervisors.
 
-Started as `python3 -I -S …/forkserver.py FD …`: no site, nothing but the standard library, so that a
-fork costs a third of a millisecond and each supervisor less than a mebibyte. It does nothing but fork:
-one datagram with one socket, one supervisor. When the launcher's end closes, it goes; its forks stay.
+Started as `python3 -I -S …/forkserver.py FD …`: no site, no module that is not built in but os and our own
+few, so that a fork costs a third of a millisecond and a supervisor about a mebibyte. It does nothing but
+fork: one datagram with one socket, one supervisor. When the launcher's end closes, it goes; its forks stay.
 """
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # signal.py would bring enum
 import gc
-import json
 import marshal
 import os
-import signal
-import socket
 import sys
+from _socket import CMSG_LEN, MSG_CMSG_CLOEXEC, socket
 
 if __name__ == "__main__":
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
 from bgtaskd.launcher import child
-from bgtaskd.launcher.messages import MESSAGE_MAX, Launch
+from bgtaskd.launcher.places import Places
+from bgtaskd.launcher.plainjson import dumps
 from bgtaskd.launcher.records import AlreadyLaunched
-from bgtaskd.launcher.supervisor import Places, Supervisor
+from bgtaskd.launcher.supervisor import Supervisor
 
-REQUEST_MAX = 2 * MESSAGE_MAX
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 
 def main(argv: list[str]) -> None:
-    """Serve until the launcher hangs up. argv: the socket's descriptor, then Places as JSON."""
-    server = socket.socket(fileno=int(argv[0]))
-    places = Places(**json.loads(argv[1]))
-    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps supervisors
+    """Serve until the launcher hangs up. argv: the socket's descriptor, then Places in its order."""
+    server = socket(fileno=int(argv[0]))
+    places = Places(int(argv[1]), int(argv[2]), argv[3], argv[4], argv[5] == "scopes")
+    for number in (_signal.SIGINT, _signal.SIGHUP, _signal.SIGTERM):
+        _signal.signal(number, _signal.SIG_IGN)
+    _signal.signal(_signal.SIGCHLD, _signal.SIG_IGN)  # the kernel reaps supervisors
     os.chdir("/")
     for fd in (server.fileno(), places.exits, places.tasks):
         os.set_inheritable(fd, False)  # we came by them through exec; no task may
     gc.collect()
     gc.freeze()  # the collector must not write into pages that all forks share
+    gc.disable()
     while True:
-        data, fds, _, _ = socket.recv_fds(server, 16, 1)
+        data, ancillary, _, _ = server.recvmsg(16, CMSG_LEN(4), MSG_CMSG_CLOEXEC)
         if not data:
             return
-        for fd in fds:
-            os.set_inheritable(fd, False)  # recv_fds() of Python 3.11 passes no MSG_CMSG_CLOEXEC on
+        launcher = socket(fileno=int.from_bytes(ancillary[0][2], sys.byteorder))
         if os.fork() == 0:
             server.close()
-            _supervise(socket.socket(fileno=fds[0]), places)
-        for fd in fds:
-            os.close(fd)
+            _supervise(launcher, places)
+        launcher.close()
 
 
-def _supervise(launcher: socket.socket, places: Places) -> None:
+def _supervise(launcher: socket, places: Places) -> None:
     """The life of one supervisor; ends the process."""
     try:
         os.setsid()
-        gc.disable()
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
         _launch(launcher, places)
     except BaseException as error:  # noqa: BLE001 - nothing may escape into the fork server's loop
         _say(f"{type(error).__name__}: {error}")
@@ -65,19 +65,20 @@ def _supervise(launcher: socket.socket, places: Places) -> None:
     os._exit(0)
 
 
-def _launch(launcher: socket.socket, places: Places) -> None:
+def _launch(launcher: socket, places: Places) -> None:
     task = child.fork()
-    request = marshal.loads(_read_request(launcher))  # noqa: S302 - from the launcher that started us
-    launch = Launch(**request["launch"])
-    supervisor = Supervisor(launch, request["program"], request["runtime_max_usec"], places, task)
-    signal.signal(signal.SIGTERM, supervisor.on_shutdown)
+    supervisor = Supervisor(places, task)
+    _answer(launcher, {"pid": task.pid})
+    data = _read_request(launcher)
+    if data is None:
+        return  # a spare that was never needed; its task's process finds the gate closed, and goes too
     try:
-        supervisor.register()
+        supervisor.register(marshal.loads(data))  # noqa: S302 - from the launcher that started us
     except AlreadyLaunched:
         _answer(launcher, {"error": "AlreadyLaunched", "reason": "the attempt has a record"})
         return
+    _signal.signal(_signal.SIGTERM, supervisor.on_shutdown)
     try:
-        _answer(launcher, {"pid": task.pid})
         word = launcher.recv(1)
     except OSError:
         word = b""
@@ -93,19 +94,28 @@ def _launch(launcher: socket.socket, places: Places) -> None:
     supervisor.run()
 
 
-def _read_request(sock: socket.socket) -> bytes:
-    """A length in eight bytes, then so many."""
-    data = bytearray()
-    while len(data) < 8 or len(data) < 8 + int.from_bytes(data[:8], "big"):
-        piece = sock.recv(1 << 16)
-        if not piece or len(data) > REQUEST_MAX:
-            raise ConnectionError("the launcher hung up")
+def _read_request(sock: socket) -> bytes | None:
+    """A length in eight bytes, then so many; None where the launcher hung up instead."""
+    length = _read_exactly(sock, 8)
+    return None if length is None else _read_exactly(sock, int.from_bytes(length, "big"))
+
+
+def _read_exactly(sock: socket, size: int) -> bytes | None:
+    """No more than ``size`` bytes, for "go" may follow at once."""
+    data = b""
+    while len(data) < size:
+        try:
+            piece = sock.recv(min(size - len(data), 1 << 18))
+        except ConnectionError:
+            return None
+        if not piece:
+            return None
         data += piece
-    return bytes(data[8:])
+    return data
 
 
-def _answer(sock: socket.socket, message: dict[str, object]) -> None:
-    sock.sendall(json.dumps(message).encode() + b"\0")
+def _answer(sock: socket, message: dict[str, Any]) -> None:
+    sock.sendall(dumps(message).encode() + b"\0")
 
 
 def _say(text: str) -> None:

@@ -7,11 +7,13 @@ first message is a whole snapshot; so a lost message costs nothing.
 
 from __future__ import annotations
 
-import json
-import socket
 import time
-from collections.abc import Callable
-from typing import Any
+from _socket import AF_UNIX, SOCK_NONBLOCK, SOCK_STREAM, socket
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
 
 RETRY_MIN = 0.05
 RETRY_MAX = 1.0
@@ -22,10 +24,10 @@ MESSAGE_MAX = 1 << 20
 class Home:
     """One connection at a time; ``deadline`` says when to try again."""
 
-    def __init__(self, path: str, hello: Callable[[], dict[str, Any]]) -> None:
+    def __init__(self, path: str, hello: Callable[[], str]) -> None:
         self._path = path
         self._hello = hello
-        self._socket: socket.socket | None = None
+        self._socket: socket | None = None
         self._out = bytearray()
         self._in = bytearray()
         self._retry = RETRY_MIN
@@ -42,7 +44,7 @@ class Home:
 
     def connect(self) -> None:
         """Try once."""
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        sock = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK)
         try:
             sock.connect(self._path)
         except OSError:
@@ -55,13 +57,16 @@ class Home:
         self.deadline = None
         self._out.clear()
         self._in.clear()
-        self.send({"hello": self._hello()})
+        self.send(self._hello())
 
-    def send(self, message: dict[str, Any]) -> None:
-        """Send, or buffer, one message. Without a connection it is dropped: the next hello has it all."""
+    def send(self, message: str) -> None:
+        """Send, or buffer, one message, which is JSON.
+
+        Without a connection it is dropped: the next hello has it all.
+        """
         if self._socket is None:
             return
-        self._out += json.dumps(message).encode() + b"\0"
+        self._out += message.encode() + b"\0"
         if len(self._out) > BUFFER_MAX:
             self.hang_up()  # the daemon hangs; a snapshot will do once it listens again
         else:
@@ -92,6 +97,8 @@ class Home:
         if not data or len(self._in) > MESSAGE_MAX:
             self.hang_up()
             return []
+        import json  # most tasks are never told anything
+
         self._in += data
         messages = []
         while (end := self._in.find(0)) >= 0:

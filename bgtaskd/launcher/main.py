@@ -10,22 +10,19 @@ import argparse
 import contextlib
 import grp
 import json
-import marshal
 import os
 import pwd
 import select
 import socket
 import struct
-import subprocess
 import sys
 import traceback
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Final
 
-from bgtaskd.launcher import forkserver
 from bgtaskd.launcher.messages import MESSAGE_MAX, BadMessage, integer
 from bgtaskd.launcher.operations import Operations, Refused
+from bgtaskd.launcher.places import Places
 from bgtaskd.launcher.policy import NotAllowed, UidPolicy
 
 LISTEN_FD: Final = 3
@@ -158,46 +155,6 @@ class Launcher:
             answer({"error": "Failed", "reason": f"{type(error).__name__}: {error}"})
 
 
-class ForkServer:
-    """The running fork server, and the way to have it fork."""
-
-    def __init__(self, places: dict[str, Any], wrap: Callable[[int], None]) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        keep = (theirs.fileno(), places["exits"], places["tasks"])
-        argv = [
-            "/usr/bin/python3" if os.path.exists("/usr/bin/python3") else sys.executable,
-            "-I",
-            "-S",
-            "-B",
-            str(Path(forkserver.__file__).resolve()),
-            str(theirs.fileno()),
-            json.dumps(places),
-        ]
-        self.process = subprocess.Popen(
-            argv,
-            pass_fds=keep,
-            stdin=subprocess.DEVNULL,
-            cwd="/",
-            env={"LANG": "C.UTF-8"},
-            start_new_session=True,
-        )
-        theirs.close()
-        self._socket = ours
-        wrap(self.process.pid)
-
-    def fork(self, launch: dict[str, Any]) -> socket.socket:
-        """Fork a supervisor; our end of the socket to it."""
-        ours, theirs = socket.socketpair()
-        with theirs:
-            ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 21)
-            socket.send_fds(self._socket, [b"f"], [theirs.fileno()])
-        ours.settimeout(10)
-        data = marshal.dumps(launch)  # the fork server is the same Python, started by us
-        ours.sendall(len(data).to_bytes(8, "big") + data)
-        ours.setblocking(False)
-        return ours
-
-
 def main() -> None:
     """Entry point of bgtaskd-launcher."""
     parser = argparse.ArgumentParser(prog="bgtaskd-launcher", description=__doc__)
@@ -209,15 +166,15 @@ def main() -> None:
     listener = _listener(arguments.run)
     group = grp.getgrnam("bgtaskd").gr_gid if system else -1
     peers = {0, pwd.getpwnam("bgtaskd").pw_uid} if system else {os.getuid()}
-    places = {
-        "exits": _directory(f"{arguments.state}/exits", group),
-        "tasks": _directory(f"{arguments.state}/tasks", group),
-        "notify": f"{arguments.run}/notify",
-        "home": f"{arguments.run}/supervisors.sock",
-        "has_scopes": arguments.mode != "process",
-    }
-    os.makedirs(places["notify"], 0o711, exist_ok=True)
-    operations = Operations(arguments.mode, places, UidPolicy(system), ForkServer)
+    places = Places(
+        exits=_directory(f"{arguments.state}/exits", group),
+        tasks=_directory(f"{arguments.state}/tasks", group),
+        notify=f"{arguments.run}/notify",
+        home=f"{arguments.run}/supervisors.sock",
+        has_scopes=arguments.mode != "process",
+    )
+    os.makedirs(places.notify, 0o711, exist_ok=True)
+    operations = Operations(arguments.mode, places, UidPolicy(system))
     _tell_systemd("READY=1\nSTATUS=Ready to launch tasks")
     Launcher(listener, peers, operations).run()
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Final
 
 from bgtaskd.properties import Parsed, PropertyError, check_properties
 
-MESSAGE_MAX: Final = 1 << 20
+MESSAGE_MAX: Final = 4 << 20
+HANDOVER_MAX: Final = 1 << 20
 ID_MAX: Final = 1 << 53
 ATTEMPT_MAX: Final = 1 << 31
 QUEUE: Final = re.compile(r"[A-Za-z0-9_]{1,64}")
@@ -53,16 +54,8 @@ class Launch:
     stop_timeout_usec: int
     output_cap: int
     journal_burst: int
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        out = {item.name: getattr(self, item.name) for item in fields(self)}
-        return {
-            **out,
-            "argv": list(self.argv),
-            "env": dict(self.env),
-            "properties": dict(self.properties),
-        }
+    handover: str | None
+    stdin: bool
 
 
 def read_launch(message: Mapping[str, Any]) -> Launch:
@@ -81,6 +74,12 @@ def read_launch(message: Mapping[str, Any]) -> Launch:
     env = mapping(message, "env")
     if any("=" in key or not key for key in env):
         raise BadMessage("env", "names without =")
+    stdin = message.get("stdin", False)
+    if type(stdin) is not bool:
+        raise BadMessage("stdin", "true or false")
+    handover = message.get("handover")
+    if handover is not None:
+        handover = text(message, "handover", HANDOVER_MAX)
     return Launch(
         id=integer(message, "id", 1, ID_MAX),
         attempt=integer(message, "attempt", 1, ATTEMPT_MAX),
@@ -99,6 +98,8 @@ def read_launch(message: Mapping[str, Any]) -> Launch:
         stop_timeout_usec=integer(message, "stop_timeout_usec", 0, ID_MAX),
         output_cap=integer(message, "output_cap", 4096, 1 << 40),
         journal_burst=integer(message, "journal_burst", 0, 1 << 31),
+        handover=handover,
+        stdin=stdin,
     )
 
 

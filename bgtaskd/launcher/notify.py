@@ -4,23 +4,38 @@
 from __future__ import annotations
 
 import os
-import socket
-import struct
-from dataclasses import dataclass, field
-from typing import Any
+import sys
+from _socket import (
+    AF_UNIX,
+    CMSG_SPACE,
+    MSG_CMSG_CLOEXEC,
+    SCM_CREDENTIALS,
+    SCM_RIGHTS,
+    SO_PASSCRED,
+    SOCK_DGRAM,
+    SOCK_NONBLOCK,
+    SOL_SOCKET,
+    socket,
+)
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 MESSAGE_MAX = 65536
 TEXT_MAX = 4096
 NUMBER_MAX = 1 << 53
 
 
-@dataclass(slots=True)
 class Message:
     """What one datagram said. ``report`` has the keys of the supervisor protocol."""
 
-    report: dict[str, Any] = field(default_factory=dict)
-    alive: bool = False
-    extend_usec: int | None = None
+    __slots__ = ("alive", "extend_usec", "report")
+
+    def __init__(self) -> None:
+        self.report: dict[str, Any] = {}
+        self.alive = False
+        self.extend_usec: int | None = None
 
 
 def parse(data: bytes) -> Message:
@@ -64,8 +79,8 @@ class NotifySocket:
 
     def __init__(self, path: str, uid: int) -> None:
         self.path = path
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        self._socket = socket(AF_UNIX, SOCK_DGRAM | SOCK_NONBLOCK)
+        self._socket.setsockopt(SOL_SOCKET, SO_PASSCRED, 1)
         try:
             os.unlink(path)
         except FileNotFoundError:
@@ -87,20 +102,20 @@ class NotifySocket:
 
         Descriptors that came along are closed: that is the answer to BARRIER=1 (sd_notify_barrier(3)).
         """
-        size = socket.CMSG_SPACE(12) + socket.CMSG_SPACE(4 * 64)
+        size = CMSG_SPACE(12) + CMSG_SPACE(4 * 64)
         try:
-            data, ancillary, _, _ = self._socket.recvmsg(MESSAGE_MAX, size, socket.MSG_CMSG_CLOEXEC)
+            data, ancillary, _, _ = self._socket.recvmsg(MESSAGE_MAX, size, MSG_CMSG_CLOEXEC)
         except (BlockingIOError, InterruptedError):
             return None
         pid = uid = -1
         for level, kind, content in ancillary:
-            if level != socket.SOL_SOCKET:
+            if level != SOL_SOCKET:
                 continue
-            if kind == socket.SCM_RIGHTS:
-                for (fd,) in struct.iter_unpack("i", content[: len(content) // 4 * 4]):
-                    os.close(fd)
-            elif kind == socket.SCM_CREDENTIALS:
-                pid, uid, _ = struct.unpack("iII", content[:12])
+            if kind == SCM_RIGHTS:
+                for at in range(0, len(content) // 4 * 4, 4):
+                    os.close(_int(content, at))
+            elif kind == SCM_CREDENTIALS:
+                pid, uid = _int(content, 0), _int(content, 4)
         return data, pid, uid
 
     def close(self) -> None:
@@ -110,3 +125,7 @@ class NotifySocket:
             os.unlink(self.path)
         except OSError:
             pass
+
+
+def _int(content: bytes, at: int) -> int:
+    return int.from_bytes(content[at : at + 4], sys.byteorder)

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-from bgtaskd.launcher import records
+from bgtaskd.launcher.proc import session_members, start_time
 
 ROUNDS: Final = 100
 
@@ -74,21 +74,6 @@ class Processes:
         """Without cgroups there are no limits to set."""
 
 
-def members(session: int) -> list[int]:
-    """The pids of a session's living processes."""
-    found = []
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            try:
-                with open(f"/proc/{name}/stat", "rb") as file:
-                    words = file.read().rpartition(b")")[2].split()
-            except OSError:
-                continue
-            if int(words[3]) == session and words[0] not in (b"Z", b"X"):
-                found.append(int(name))
-    return found
-
-
 def signal_session(session: int, number: int) -> None:
     """Signal every process of a session; with what none survives, until a round finds no new one.
 
@@ -96,7 +81,7 @@ def signal_session(session: int, number: int) -> None:
     """
     done: set[tuple[int, int | None]] = set()
     for _ in range(ROUNDS if number in (signal.SIGKILL, signal.SIGSTOP) else 1):
-        fresh = {(pid, records.start_time(pid)) for pid in members(session)} - done
+        fresh = {(pid, start_time(pid)) for pid in session_members(session)} - done
         if not fresh:
             return
         for pid, _ in fresh:

@@ -1,87 +1,70 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """One supervisor a task attempt: forks the task, waits for it, takes its output and its reports.
 
-Runs in a fork of the fork server: `python3 -I -S`, standard library only, and as little of it as will do,
-since whatever a supervisor touches is memory of its own, once for every running task.
+Runs in a fork of the fork server, on the interpreter's built-in modules and os alone: whatever a supervisor
+loads or touches is time in every start, and memory of its own once for every running task.
 
-Order of events: fork the task, which waits at its gate; write the record; tell the launcher the pid;
-wait for its "go" (the scope is up) and open the gate; then the loop, until the task has ended, nothing of
-it is left and its output is drained; then the exit record, then the word to the daemon, then gone.
+Order of events: fork the task, which waits at its gate; tell the launcher its pid, and wait for an attempt
+to be given; write the attempt's record; wait for the launcher's "go" (the scope is up) and open the gate;
+then the loop, until the task has ended, nothing of it is left and its output is drained; then the exit
+record, then the word to the daemon, then gone.
 If the launcher's end of the socket closes before "go", nothing has run: the record says "not-started".
 """
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # signal.py would bring enum
 import os
 import select
-import signal
 import time
-from dataclasses import dataclass
-from typing import Any, Final
 
 from bgtaskd.launcher import child, records
 from bgtaskd.launcher.accounting import Cgroup, Usage, cgroup_of
+from bgtaskd.launcher.ending import exit_object
+from bgtaskd.launcher.hindsight import unit_result
 from bgtaskd.launcher.home import Home
-from bgtaskd.launcher.messages import Launch
 from bgtaskd.launcher.notify import NotifySocket, parse
-from bgtaskd.launcher.processes import members
+from bgtaskd.launcher.places import Places
+from bgtaskd.launcher.plainjson import dumps
+from bgtaskd.launcher.proc import session_members, start_time
+from bgtaskd.launcher.stdin import Stdin
 from bgtaskd.logs.capture import Capture
 from bgtaskd.logs.journal import Journal
 from bgtaskd.logs.outputfile import OutputFile
-from bgtaskd.model import scope_name
 
-READ_SIZE: Final = 1 << 17
-TELL_INTERVAL: Final = 0.1
-SHUTDOWN_GRACE: Final = 1.0
-PIPE_MAX: Final = 1 << 20
-RECORD_RETRIES: Final = 3600
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
-
-@dataclass(frozen=True, slots=True)
-class Places:
-    """Where a supervisor writes and calls. Directories are descriptors: opened once, by the launcher."""
-
-    exits: int
-    tasks: int
-    notify: str
-    home: str
-    has_scopes: bool
+READ_SIZE = 1 << 17
+TELL_INTERVAL = 0.1
+SHUTDOWN_GRACE = 1.0
+PIPE_MAX = 1 << 20
+RECORD_RETRIES = 3600
 
 
 class Supervisor:
     """The attempt's whole life, one poll() loop."""
 
-    def __init__(
-        self,
-        launch: Launch,
-        program: dict[str, Any],
-        runtime_max: int | None,
-        places: Places,
-        task: child.Child,
-    ) -> None:
-        self.launch = launch
-        self.program = program
-        self.runtime_max = runtime_max
+    def __init__(self, places: Places, task: child.Child) -> None:
+        """What can be done before it is known which attempt it will be."""
         self.places = places
-        self.unit = scope_name(launch.id, launch.attempt)
-        self.card = {
-            key: getattr(launch, key)
-            for key in ("name", "kind", "queue", "uid", "user", "owner_uid")
-        }
-        self.boot_id = records.boot_id()
         self.task = task
         self.pid = task.pid
-        self.times: tuple[int | None, int | None] = (None, None)
         self.pidfd = os.pidfd_open(task.pid)
+        self.processes = (
+            f'"supervisor": {{"pid": {os.getpid()}, "start_time": {dumps(start_time(os.getpid()))}}}, '
+            f'"task": {{"pid": {task.pid}, "start_time": {dumps(start_time(task.pid))}}}'
+        )
+        self.request: dict[str, Any] = {}
         self.started: int | None = None
-        self.forked_monotonic = time.monotonic()
         self.exec_error: str | None = None
         self.progress: dict[str, Any] = {}
         self.frozen_since: float | None = None
         self.stalled = self.timed_out = self.shutting_down = self.left_over_told = False
         self.stop_asked = False
         self.oom_kills = 0
-        self.status = 0
+        self.status: int | None = None
         self.rusage: Any = None
         self.usage = Usage()
         self.ended: int | None = None
@@ -89,64 +72,50 @@ class Supervisor:
         self.pipes = {task.stdout: 1, task.stderr: 2}
         for fd in self.pipes:
             os.set_blocking(fd, False)
-        self.exit: dict[str, Any] | None = None
+        self.exit: str | None = None
         self.poll = select.poll()
+        self.polled_home = -1
         self.left_pidfd = -1
         self.stall_deadline: float | None = None
         self.deadline: float | None = None
         self.unsent: dict[str, Any] = {}
         self.unsent_output = False
         self.next_tell = 0.0
+        self.stdin = Stdin()
         self.home = Home(places.home, self.hello)
-        self.output = OutputFile(places.tasks, launch.id, launch.attempt, launch.output_cap)
-        self.capture = Capture(self.output, Journal(), self._journal_fields(), launch.journal_burst)
-
-    def _journal_fields(self) -> list[tuple[bytes, bytes]]:
-        launch = self.launch
-        name = launch.name.encode("utf-8", "surrogateescape")
-        fields = [
-            (b"BGTASK_ID", b"%d" % launch.id),
-            (b"BGTASK_NAME", name),
-            (b"BGTASK_ATTEMPT", b"%d" % launch.attempt),
-            (b"BGTASK_QUEUE", launch.queue.encode()),
-            (b"SYSLOG_IDENTIFIER", name),
-        ]
-        if self.places.has_scopes:
-            fields.append((b"OBJECT_SYSTEMD_UNIT", self.unit.encode()))
-        return fields
 
     # --- the start ------------------------------------------------------------------------------
 
-    def register(self) -> None:
-        """Write the attempt's record, which says that nobody else may start it. Raises AlreadyLaunched."""
-        self.times = (records.start_time(os.getpid()), records.start_time(self.pid))
-        records.create(self.places.exits, self.record())
-        path = f"{self.places.notify}/{self.launch.id}.{self.launch.attempt}.sock"
-        self.notify = NotifySocket(path, self.launch.uid)
+    def register(self, request: dict[str, Any]) -> None:
+        """Take an attempt: write its record, which says that nobody else may start it.
 
-    def record(self) -> dict[str, Any]:
+        ``request``: id, attempt, unit, uid; ``identity``, what records and hellos begin with (JSON, without
+        the braces); ``journal``, the encoded fields of its entries; ``program``, see Child; ``stdin``, whether
+        the task gets a pipe; ``handover``, what its process may read from a descriptor (bytes or None);
+        timeout_usec, stall_timeout_usec, runtime_max_usec, output_cap, journal_burst; ``asked``, when
+        (CLOCK_MONOTONIC).
+        Raises AlreadyLaunched.
+        """
+        self.request = request
+        self.id, self.attempt = request["id"], request["attempt"]
+        records.create(self.places.exits, self.id, self.attempt, self.record())
+        path = f"{self.places.notify}/{self.id}.{self.attempt}.sock"
+        self.notify = NotifySocket(path, request["uid"])
+        self.output = OutputFile(self.places.tasks, self.id, self.attempt, request["output_cap"])
+        self.capture = Capture(self.output, Journal, request["journal"], request["journal_burst"])
+
+    def record(self) -> str:
         """The attempt as its record has it."""
-        record: dict[str, Any] = {
-            "id": self.launch.id,
-            "attempt": self.launch.attempt,
-            "unit": self.unit,
-            "boot_id": self.boot_id,
-            "supervisor": {"pid": os.getpid(), "start_time": self.times[0]},
-            "task": {"pid": self.pid, "start_time": self.times[1]},
-            "card": self.card,
-            "started": self.started,
-        }
-        if self.exit is not None:
-            record["exit"] = self.exit
-        return record
+        end = "" if self.exit is None else f', "exit": {self.exit}'
+        started = dumps(self.started)
+        return f'{{{self.request["identity"]}, {self.processes}, "started": {started}{end}}}'
 
     def not_started(self, reason: str) -> None:
         """Nothing has run, and nothing will: kill the waiting child, and say so in the record."""
-        if self.pid > 0:
-            os.kill(self.pid, signal.SIGKILL)
-            os.waitpid(self.pid, 0)
-        self.exit = self._exit_object("not-started", error=reason)
-        records.replace(self.places.exits, self.record())
+        os.kill(self.pid, _signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+        self.exit = self._exit("not-started", reason)
+        records.replace(self.places.exits, self.id, self.attempt, self.record())
         self.notify.close()
 
     def open_gate(self) -> None:
@@ -154,14 +123,20 @@ class Supervisor:
         if self.places.has_scopes:
             path = cgroup_of(self.pid)
             self.cgroup = None if path is None else Cgroup(path)
-        self.home.connect()
-        self.exec_error = child.open_gate(self.task, self.program) or None
+        fds = []
+        if self.request["stdin"]:
+            fds.append(self.stdin.open())
+        if self.request["handover"] is not None:
+            fds.append(_readable(self.request["handover"]))
+        self.exec_error = self.task.open_gate(self.request["program"], fds) or None
+        for fd in fds:
+            os.close(fd)
+        self.request["program"] = self.request["handover"] = None  # secrets, and a page or two
         self.started = time.time_ns() // 1000
-        now = time.monotonic()
-        if self.launch.timeout_usec is not None:
-            self.deadline = now + self.launch.timeout_usec / 1e6
+        if self.request["timeout_usec"] is not None:
+            self.deadline = time.monotonic() + self.request["timeout_usec"] / 1e6
         self._feed()
-        self.home.send({"started": self.started})
+        self.home.connect()
 
     # --- the loop -------------------------------------------------------------------------------
 
@@ -179,27 +154,25 @@ class Supervisor:
                 if events is not None:
                     poll.register(events, select.POLLPRI)
                     watched[events] = name
-        home = -1
         waiting = True
         while waiting or not self._is_empty():
-            if home != self.home.fileno():
-                home = self.home.fileno()
-            if home >= 0:
-                poll.register(
-                    home, select.POLLIN | (select.POLLOUT if self.home.wants_to_write else 0)
-                )
+            self._poll_home()
             for fd, _ in poll.poll(self._timeout()):
                 if fd == self.pidfd:
                     waiting = False
-                    self._reap()
                     poll.unregister(fd)
+                    self._reap()
                 elif fd in self.pipes:
                     if not self._take(fd):
                         poll.unregister(fd)
                 elif fd == self.notify.fileno():
                     self._take_notify()
-                elif fd == home:
+                elif fd == self.polled_home:
                     self._hear_home()
+                elif fd == self.stdin.fd:
+                    self.stdin.flush()
+                    if not self.stdin.wants_to_write:
+                        poll.unregister(fd)
                 elif fd == self.left_pidfd:
                     poll.unregister(fd)
                     os.close(fd)
@@ -208,13 +181,22 @@ class Supervisor:
                     self._look_at_cgroup()
                 elif watched.get(fd) == "memory.events":
                     self._count_oom_kills()
-            if home >= 0 and home != self.home.fileno():
-                try:
-                    poll.unregister(home)
-                except (KeyError, OSError):
-                    pass
             self._check_clocks()
+            self._poll_home()
         self._finish()
+
+    def _poll_home(self) -> None:
+        """Poll the present connection: it may have closed, or be another one under the same number."""
+        home = self.home.fileno()
+        if self.polled_home not in (-1, home):
+            try:
+                self.poll.unregister(self.polled_home)
+            except KeyError:
+                pass
+        self.polled_home = home
+        if home >= 0:
+            writes = select.POLLOUT if self.home.wants_to_write else 0
+            self.poll.register(home, select.POLLIN | writes)
 
     def _timeout(self) -> int | None:
         clocks = [self.stall_deadline, self.deadline, self.home.deadline]
@@ -233,25 +215,26 @@ class Supervisor:
             and self.frozen_since is None
         ):
             self.stall_deadline, self.stalled = None, True
-            self.home.send({"stalled": True})
+            self.home.send('{"stalled": true}')
         if self.deadline is not None and now >= self.deadline and self.frozen_since is None:
             self.deadline, self.timed_out = None, True
-            self.home.send({"timed_out": True})
+            self.home.send('{"timed_out": true}')
         if (self.unsent or self.unsent_output) and now >= self.next_tell:
             self._tell_progress(now)
 
     def _tell_progress(self, now: float) -> None:
         if self.unsent:
-            self.home.send({"report": self.unsent})
+            self.home.send(f'{{"report": {dumps(self.unsent)}}}')
             self.unsent = {}
         if self.unsent_output:
-            self.home.send({"output_bytes": self.output.total})
+            self.home.send(f'{{"output_bytes": {self.output.total}}}')
             self.unsent_output = False
         self.next_tell = now + TELL_INTERVAL
 
     def _feed(self) -> None:
-        if self.launch.stall_timeout_usec is not None and self.exit is None:
-            self.stall_deadline = time.monotonic() + self.launch.stall_timeout_usec / 1e6
+        stall_timeout = self.request["stall_timeout_usec"]
+        if stall_timeout is not None and self.status is None:
+            self.stall_deadline = time.monotonic() + stall_timeout / 1e6
             self.stalled = False
 
     def _take(self, fd: int) -> bool:
@@ -285,11 +268,11 @@ class Supervisor:
             self.unsent.update(message.report)
 
     def _is_ours(self, pid: int, uid: int) -> bool:
-        if uid not in (self.launch.uid, 0):
+        if uid not in (self.request["uid"], 0):
             return False
         where = cgroup_of(pid)
         if self.cgroup is None or where is None:
-            return uid == self.launch.uid
+            return bool(uid == self.request["uid"])
         return where == self.cgroup.path or where.startswith(self.cgroup.path + "/")
 
     def _hear_home(self) -> None:
@@ -301,6 +284,15 @@ class Supervisor:
                 self.stop_asked = True
             if isinstance(message.get("progress"), dict):
                 self.progress.update(message["progress"])
+            if isinstance(message.get("stdin"), str):
+                self._send_stdin(message["stdin"].encode("utf-8", "replace"), message.get("eof"))
+
+    def _send_stdin(self, data: bytes, eof: object) -> None:
+        """Text for the task's standard input: taken whole, or not at all."""
+        taken = self.stdin.send(data, eof is True)
+        if self.stdin.wants_to_write:
+            self.poll.register(self.stdin.fd, select.POLLOUT)
+        self.home.send(f'{{"stdin_taken": {dumps(taken)}}}')
 
     def _look_at_cgroup(self) -> None:
         assert self.cgroup is not None
@@ -308,7 +300,7 @@ class Supervisor:
         now = time.monotonic()
         if frozen and self.frozen_since is None:
             self.frozen_since = now
-            self.home.send({"frozen": True})
+            self.home.send('{"frozen": true}')
         elif not frozen and self.frozen_since is not None:
             away = now - self.frozen_since
             self.frozen_since = None
@@ -316,7 +308,7 @@ class Supervisor:
                 self.deadline += away
             if self.stall_deadline is not None:
                 self.stall_deadline += away
-            self.home.send({"frozen": False})
+            self.home.send('{"frozen": false}')
 
     def _count_oom_kills(self) -> None:
         assert self.cgroup is not None
@@ -343,7 +335,7 @@ class Supervisor:
         if not self.left_over_told:
             self.left_over_told = True
             self.capture.note("The task's process has ended; stopping what it left behind")
-            self.home.send({"left_over": 1})
+            self.home.send('{"left_over": true}')
         return False
 
     def _has_left_over(self) -> bool:
@@ -352,7 +344,7 @@ class Supervisor:
         if self.places.has_scopes:
             return False
         while self.left_pidfd < 0:
-            left = members(self.pid)
+            left = session_members(self.pid)
             if not left:
                 return False
             try:
@@ -371,28 +363,28 @@ class Supervisor:
                 if not self._take(fd) or self.output.total == before:
                     break
         self.capture.finish()
-        result = self._result()
-        self.exit = self._exit_object(result, error=self.exec_error or self.output.error)
+        self.exit = self._exit(self._result(), self.exec_error or self.output.error)
         self._write_record()
         self.notify.close()
         self._tell_progress(time.monotonic())
-        self.home.send({"exited": self.exit})
+        self.home.send(f'{{"exited": {self.exit}}}')
 
     def _write_record(self) -> None:
         """Replace the record. On a full disk: tell the daemon at once, and wait for room, or for its word."""
         for tries in range(RECORD_RETRIES):
             try:
-                records.replace(self.places.exits, self.record())
+                records.replace(self.places.exits, self.id, self.attempt, self.record())
                 return
             except OSError as error:
                 if tries == 0:
                     self.capture.note(f"Cannot write the exit record yet: {error.strerror}", 3)
-                    self.home.send({"exited": self.exit})
+                    self.home.send(f'{{"exited": {self.exit}}}')
             time.sleep(1)  # nothing tells of free space
-            if records.read(self.places.exits, self.launch.id, self.launch.attempt) is None:
+            if records.read(self.places.exits, self.id, self.attempt) is None:
                 return  # the daemon has committed the end, and forgotten the record
 
     def _result(self) -> str:
+        assert self.status is not None
         if self.exec_error is not None:
             return "resources"
         if os.WIFEXITED(self.status) and os.WEXITSTATUS(self.status) == 0:
@@ -401,19 +393,26 @@ class Supervisor:
             return "interrupted"
         if os.WIFEXITED(self.status):
             return "exit-code"
-        if self.oom_kills:
-            return "oom-kill"
         number = os.WTERMSIG(self.status)
-        if number in (signal.SIGTERM, signal.SIGKILL) and not self.stop_asked:
-            if self.runtime_max is not None and self._ran_usec() >= self.runtime_max:
+        if self.oom_kills or (number == _signal.SIGKILL and self._was_oom_kill()):
+            return "oom-kill"
+        if number in (_signal.SIGTERM, _signal.SIGKILL) and not self.stop_asked:
+            runtime_max = self.request["runtime_max_usec"]
+            if runtime_max is not None and self._ran_usec() >= runtime_max:
                 return "timeout"
-            if number == signal.SIGTERM and self._is_shutting_down():
+            if number == _signal.SIGTERM and self._is_shutting_down():
                 return "interrupted"
         return "core-dump" if os.WCOREDUMP(self.status) else "signal"
 
+    def _was_oom_kill(self) -> bool:
+        """Whether PID 1 says so, where it has removed the cgroup before we had a look."""
+        if self.cgroup is None or self.stop_asked or self.cgroup.values("memory.events"):
+            return False
+        return unit_result(self.request["unit"]) == "oom-kill"
+
     def _ran_usec(self) -> int:
-        """At least as long as the scope: PID 1's clock for RuntimeMaxSec= began after the fork."""
-        return int((time.monotonic() - self.forked_monotonic) * 1e6)
+        """At least as long as the scope: PID 1's clock for RuntimeMaxSec= began after "asked"."""
+        return int((time.monotonic() - self.request["asked"]) * 1e6)
 
     def _is_shutting_down(self) -> bool:
         """PID 1 stops all scopes at once when the machine goes down: ours a moment before or after."""
@@ -426,47 +425,24 @@ class Supervisor:
         """SIGTERM: only PID 1 sends it to this scope, and only at shutdown."""
         self.shutting_down = True
 
-    def _exit_object(self, result: str, error: str | None = None) -> dict[str, Any]:
-        exited = self.rusage is not None and self.exec_error is None
-        code = os.WEXITSTATUS(self.status) if exited and os.WIFEXITED(self.status) else None
-        number = os.WTERMSIG(self.status) if exited and os.WIFSIGNALED(self.status) else None
-        usage = self.usage
-        use = self.rusage
-        if use is not None:
-            usage = Usage(
-                usage.cpu_usec
-                if usage.cpu_usec is not None
-                else int((use.ru_utime + use.ru_stime) * 1e6),
-                usage.memory_peak if usage.memory_peak is not None else use.ru_maxrss * 1024,
-                usage.io_read_bytes if usage.io_read_bytes is not None else use.ru_inblock * 512,
-                usage.io_write_bytes if usage.io_write_bytes is not None else use.ru_oublock * 512,
-            )
-        return {
-            "result": result,
-            "exit_status": code,
-            "signal": None if number is None else signal_name(number),
+    def _exit(self, result: str, error: str | None) -> str:
+        status = None if self.exec_error is not None else self.status
+        ran = {
+            **exit_object(result, status, self.usage, self.rusage),
             "error": error,
             "started": self.started,
             "ended": self.ended or time.time_ns() // 1000,
-            "cpu_usec": usage.cpu_usec,
-            "memory_peak": usage.memory_peak,
-            "io_read_bytes": usage.io_read_bytes,
-            "io_write_bytes": usage.io_write_bytes,
             "progress": self.progress,
             "output_bytes": self.output.total,
             "output_dropped": self.output.dropped,
         }
+        return dumps(ran)
 
-    def hello(self) -> dict[str, Any]:
+    def hello(self) -> str:
         """Everything the daemon must know of this attempt, for one that has just come up."""
-        return {
-            "id": self.launch.id,
-            "attempt": self.launch.attempt,
-            "unit": self.unit,
-            "boot_id": self.boot_id,
+        now = {
             "pid": self.pid,
             "supervisor": os.getpid(),
-            "card": self.card,
             "started": self.started,
             "frozen": self.frozen_since is not None,
             "progress": self.progress,
@@ -474,13 +450,14 @@ class Supervisor:
             "stalled": self.stalled,
             "timed_out": self.timed_out,
             "left_over": self.left_over_told,
-            "exited": False,
         }
+        return f'{{"hello": {{{self.request["identity"]}, {dumps(now)[1:-1]}}}}}'
 
 
-def signal_name(number: int) -> str:
-    """As kill -l has it; real-time signals, which Python has no names for, as SIGRTMIN+n."""
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"SIGRTMIN+{number - signal.SIGRTMIN}"
+def _readable(data: bytes) -> int:
+    """A descriptor of a file in memory that has ``data``, to be read from its beginning."""
+    fd = os.memfd_create("bgtaskd-handover", os.MFD_CLOEXEC)
+    while data:
+        data = data[os.write(fd, data) :]
+    os.lseek(fd, 0, os.SEEK_SET)
+    return fd

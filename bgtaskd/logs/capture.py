@@ -8,6 +8,10 @@ import time
 from bgtaskd.logs.journal import Journal, encode
 from bgtaskd.logs.outputfile import OutputFile
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 LINE_MAX = 48 * 1024
 BURST_USEC = 30_000_000
 
@@ -16,11 +20,13 @@ class Capture:
     """Both streams of one attempt."""
 
     def __init__(
-        self, output: OutputFile, journal: Journal, fields: list[tuple[bytes, bytes]], burst: int
+        self, output: OutputFile, make_journal: Callable[[], Journal], prefix: bytes, burst: int
     ) -> None:
+        """``prefix``: the fields that all of the task's entries have, encoded."""
         self._output = output
-        self._journal = journal
-        self._prefix = encode(fields)
+        self._make_journal = make_journal
+        self._journal: Journal | None = None
+        self._prefix = prefix
         self._partial = {1: b"", 2: b""}
         self._burst = burst
         self._window = 0.0
@@ -86,4 +92,6 @@ class Capture:
 
     def _send(self, priority: int, message: bytes) -> None:
         entry = self._prefix + encode([(b"PRIORITY", b"%d" % priority), (b"MESSAGE", message)])
+        if self._journal is None:  # most tasks say nothing
+            self._journal = self._make_journal()
         self._journal.send(entry)

@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 import os
-import socket
-import struct
+import sys
 import time
+from _socket import AF_UNIX, SCM_RIGHTS, SOCK_CLOEXEC, SOCK_DGRAM, SOL_SOCKET, socket
 
 SOCKET = "/run/systemd/journal/socket"
 HANGING_SECONDS = 30.0
@@ -17,7 +17,7 @@ def encode(fields: list[tuple[bytes, bytes]]) -> bytes:
     out = []
     for name, value in fields:
         if b"\n" in value:
-            out.append(name + b"\n" + struct.pack("<Q", len(value)) + value + b"\n")
+            out.append(name + b"\n" + len(value).to_bytes(8, "little") + value + b"\n")
         else:
             out.append(name + b"=" + value + b"\n")
     return b"".join(out)
@@ -29,7 +29,7 @@ class Journal:
     def __init__(self, path: str = SOCKET) -> None:
         self._path = path
         self._hanging_until = 0.0
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        self._socket = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC)
         self._socket.settimeout(
             5
         )  # journald may be restarting; a dead one must not hold the task for ever
@@ -66,7 +66,8 @@ class Journal:
         fd = os.memfd_create("bgtaskd-journal", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.write(fd, entry)
-            socket.send_fds(self._socket, [b""], [fd])
+            rights = fd.to_bytes(4, sys.byteorder)
+            self._socket.sendmsg([b""], [(SOL_SOCKET, SCM_RIGHTS, rights)])
         except OSError:
             return False
         finally:

@@ -158,6 +158,16 @@ class Brainless:
         """What an attempt's supervisor told under one key."""
         return [one[what] for one in self.told.get((task_id, attempt), []) if what in one]
 
+    def tell(self, task_id: int, message: dict[str, Any], attempt: int = 1) -> None:
+        """Say something to an attempt's supervisor, as the daemon would."""
+        key = (task_id, attempt)
+        self.until(lambda: key in self.supervisors)
+        self.supervisors[key].socket.sendall(json.dumps(message).encode() + b"\0")
+
+    def starts(self, task_id: int) -> set[int]:
+        """The supervisors that have run the task; more than one would be one too many."""
+        return {one["supervisor"] for one in self.heard(task_id, "hello") if one["started"]}
+
     def output(self, task_id: int) -> str:
         """The output file."""
         return (self.root / "tasks" / str(task_id) / "output").read_text()

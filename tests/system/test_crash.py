@@ -75,7 +75,7 @@ def test_kills_at_random_moments_lose_nothing_and_double_nothing(machine: Contai
         kill(machine, *chance.choice(KILLS))
     submitter.join()
     results = {task_id: wait(machine, task_id) for task_id in accepted}
-    assert {task["result"] for task in results.values()} == {"success"}
+    assert {(task["result"], task["error"]) for task in results.values()} == {("success", None)}
     ran = [int(line) for line in machine.read("/home/alice/ran").split()]
     assert len(ran) == len(set(ran)), "some task ran twice"
     assert set(accepted) <= set(ran)

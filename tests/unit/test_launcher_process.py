@@ -6,6 +6,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -57,6 +59,56 @@ def test_a_task_inherits_no_descriptor(brain: Brainless, ids: Iterator[int]) -> 
     brain.run_task(task_id, "sh", "-c", "ls /proc/$$/fd; echo .; ls -l /proc/$$/fd")
     numbers, _, long = brain.output(task_id).partition(".")
     assert numbers.split() == ["0", "1", "2"], long
+
+
+def test_a_task_may_be_handed_a_text_over_a_descriptor(
+    brain: Brainless, ids: Iterator[int]
+) -> None:
+    task_id = next(ids)
+    text = json.dumps({"secret": "xyzzy" * 50_000})
+    script = 'ls /proc/$$/fd; exec cat <&"$BGTASK_HANDOVER_FD"'
+    told = brain.run_task(task_id, "sh", "-c", script, handover=text)
+    assert told["result"] == "success"
+    assert brain.output(task_id) == "0\n1\n2\n3\n" + text
+
+
+def test_a_task_may_be_sent_text(brain: Brainless, ids: Iterator[int]) -> None:
+    task_id = next(ids)
+    # It begins to read once it is told to, so what is sent before must wait: more than a pipe holds.
+    brain.launch(task_id, "sh", "-c", "until [ -e go ]; do sleep 0.02; done; wc -c; wc -c", stdin=True,
+                 cwd=str(brain.root))  # fmt: skip
+    large = "x" * 300_000
+    for _ in range(3):
+        brain.tell(task_id, {"stdin": large})
+    brain.tell(task_id, {"stdin": "x" * 600_000})
+    brain.tell(task_id, {"stdin": "the end", "eof": True})
+    brain.until(lambda: len(brain.heard(task_id, "stdin_taken")) == 5)
+    assert brain.heard(task_id, "stdin_taken") == [True, True, True, False, True]
+    (brain.root / "go").touch()
+    assert brain.exit_of(task_id)["result"] == "success"
+    assert brain.output(task_id).split() == [str(3 * 300_000 + 7), "0"]
+
+
+def test_a_task_without_a_pipe_is_sent_nothing(brain: Brainless, ids: Iterator[int]) -> None:
+    task_id = next(ids)
+    brain.launch(task_id, "sleep", "60")
+    brain.tell(task_id, {"stdin": "anybody there?"})
+    brain.until(lambda: brain.heard(task_id, "stdin_taken"))
+    assert brain.heard(task_id, "stdin_taken") == [False]
+    brain.ask("kill", id=task_id, attempt=1, signal=9, whom="all")
+    assert brain.exit_of(task_id)["signal"] == "SIGKILL"
+
+
+def test_supervisors_stand_on_builtin_modules() -> None:
+    program = "import sys; import bgtaskd.launcher.forkserver; print(*sys.modules)"
+    env = {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    asked = subprocess.run(
+        [sys.executable, "-S", "-c", program], env=env, capture_output=True, text=True, check=True
+    )
+    loaded = {one for one in asked.stdout.split() if not one.startswith("bgtaskd")}
+    heavy = {"re", "enum", "typing", "json", "socket", "signal", "subprocess", "dataclasses"}
+    assert not loaded & heavy
+    assert len(loaded) < 60, sorted(loaded)
 
 
 def test_no_signal_is_blocked_or_ignored(brain: Brainless, ids: Iterator[int]) -> None:
@@ -183,13 +235,13 @@ def test_a_killed_launcher_costs_no_task(brain: Brainless, ids: Iterator[int]) -
         # Asked again by whoever has no answer: each runs once, whatever became of the first time.
         while "ok" not in (answer := brain.launch(one["id"], "true")):
             assert answer["error"] == "AlreadyLaunched"
-            if brain.heard(one["id"], "started"):
+            if brain.starts(one["id"]):
                 break
             # Its first supervisor is writing "not-started", or is about to call: either event ends this.
             brain.ask("hello")
         assert brain.exit_of(one["id"])["result"] == "success"
     for task_id in asked:
-        assert len([one for one in brain.heard(task_id, "started") if one]) == 1
+        assert len(brain.starts(task_id)) == 1
     assert brain.run_task(later, "true")["result"] == "success"
     (brain.root / "on").touch()
     assert brain.exit_of(running)["result"] == "success"

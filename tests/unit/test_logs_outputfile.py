@@ -10,7 +10,8 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bgtaskd.logs.outputfile import OutputFile, OutputReader
+from bgtaskd.logs.outputfile import OutputFile
+from bgtaskd.logs.outputreader import OutputReader
 
 CAP = 400
 

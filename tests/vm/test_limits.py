@@ -60,6 +60,22 @@ def test_oom_is_not_retried_by_default(vm: Machine) -> None:
     assert (task["result"], task["attempt"]) == ("oom-kill", 1)
 
 
+def test_oom_kill_is_known_even_where_the_cgroup_was_gone_first(vm: Machine) -> None:
+    limits = ["-p", "MemoryMax=100M", "-p", "MemorySwapMax=0"]
+    script = f"until [ -e ~/eat ]; do sleep 0.1; done; exec python3 -c '{EAT_MEMORY}'"
+    task_id = vm.output("bgtaskctl", "run", *limits, "--", "sh", "-c", script, user="alice")
+    vm.wait_for("its start", lambda: status(vm, task_id)["state"] == "running")
+    supervisor = json.loads(vm.read(f"/var/lib/bgtaskd/exits/{task_id}.1"))["supervisor"]["pid"]
+    vm.run(["kill", "-STOP", str(supervisor)])
+    vm.sh("touch ~alice/eat")
+    cgroup = f"/sys/fs/cgroup/bgtask.slice/bgtask-default.slice/bgtask-{task_id}.scope"
+    gone = ["test", "!", "-e", cgroup]
+    vm.wait_for("its cgroup to go", lambda: vm.run(gone, check=False).returncode == 0)
+    vm.run(["kill", "-CONT", str(supervisor)])
+    vm.run(["bgtaskctl", "wait", task_id], user="alice", check=False, timeout=120)
+    assert status(vm, task_id)["result"] == "oom-kill"
+
+
 def test_peak_memory_and_io_are_the_cgroups(vm: Machine) -> None:
     script = "head -c 60000000 /dev/zero > ~/big; sync ~/big; rm ~/big"
     task = run_task(vm, "--", "sh", "-c", f"python3 -c 'bytearray(50 << 20)'; {script}; sleep 0.5")
