@@ -50,12 +50,20 @@ from bgtaskd.model import (
     TaskSpec,
     transition,
 )
-from bgtaskd.storage.interface import Message, Operation, PutTask, RemoveTask, Storage
+from bgtaskd.storage.interface import (
+    Message,
+    Operation,
+    PutTask,
+    RemoveTask,
+    Storage,
+    StorageError,
+)
 
 log = logging.getLogger(__name__)
 
 PROGRESS_COMMIT_SECONDS = 1.0
 HOLD_SECONDS = 120.0
+FORGET_SECONDS = 0.05
 Subscriber = Callable[[str, Task], None]
 
 
@@ -97,6 +105,7 @@ class Engine:
         self._timer: asyncio.TimerHandle | None = None
         self._held_until = 0.0
         self._unsaved: set[int] = set()
+        self._forgotten: list[list[int]] = []
         self._saver: asyncio.TimerHandle | None = None
         self._jobs: set[asyncio.Task[Any]] = set()
         self.configure(config)
@@ -144,18 +153,35 @@ class Engine:
             self._index(task)
 
     async def add(self, task: Task) -> None:
-        """Accept a task: on the disk when this returns. Raises StorageError; then there is no task."""
+        """Accept a task: on the disk when this returns. Raises StorageError; then there is no task.
+
+        Where a slot is free, it is accepted as ``starting``: one commit, and one wait, less.
+        """
+        queue = task.spec.queue
+        starts = (
+            task.state is State.QUEUED
+            and not self._is_held()
+            and self.scheduler.take_at_once(task.id, queue)
+        )
+        if starts:
+            task = transition(task, Picked(task.updated, self.boot_id))
         key = (task.owner_uid, task.spec.merge_key)
         done = self.writer.write([PutTask(task)], must=False)
         if key[1] is not None:
             self.merging[key] = done
         try:
             await done
+        except StorageError:
+            self.scheduler.forget(task.id, queue)
+            raise
         finally:
             self.merging.pop(key, None)
         self._index(task)
         self.announce("added", task)
-        self.schedule()
+        if starts:
+            self.job(self.launch(task))
+        else:
+            self.schedule()
 
     def adopt(self, task: Task) -> None:
         """Take over a task that runs but that the store does not know (its database was lost)."""
@@ -252,8 +278,7 @@ class Engine:
         """Start what may start; set the clock for what is delayed."""
         for task_id in self.scheduler.due(now_usec()):
             self.job(self.change(task_id, Due(now_usec())))
-        loop = asyncio.get_running_loop()
-        if loop.time() >= self._held_until:
+        if not self._is_held():
             for task_id in list(self.scheduler.take()):
                 self.job(self._start(task_id))
         due = self.scheduler.next_due()
@@ -262,15 +287,18 @@ class Engine:
             self._timer = None
         if due is not None:
             wait = min(max(0.0, (due - now_usec()) / 1e6), 3600.0)
-            self._timer = loop.call_later(wait, self.schedule)
+            self._timer = asyncio.get_running_loop().call_later(wait, self.schedule)
+
+    def _is_held(self) -> bool:
+        return asyncio.get_running_loop().time() < self._held_until
 
     def hold(self) -> None:
         """The machine is going down: what is started now would only be interrupted too.
 
         Should it stay up after all, things go on in a while.
         """
-        loop = asyncio.get_running_loop()
-        if loop.time() >= self._held_until:
+        if not self._is_held():
+            loop = asyncio.get_running_loop()
             log.warning("The machine is going down: no further task is started")
             self._held_until = loop.time() + HOLD_SECONDS
             loop.call_later(HOLD_SECONDS, self.schedule)
@@ -376,7 +404,17 @@ class Engine:
             if last is not None:
                 self.live[task_id] = transition(task, last)
             await self.change(task_id, exited)
-        await self.launcher.insist("forget", attempts=[[task_id, attempt]], outputs=[])
+        self.forget(task_id, attempt)
+
+    def forget(self, task_id: int, attempt: int) -> None:
+        """Have an attempt's record removed, now that its end is on the disk: soon, and many at a time."""
+        if not self._forgotten:
+            asyncio.get_running_loop().call_later(FORGET_SECONDS, self._forget)
+        self._forgotten.append([task_id, attempt])
+
+    def _forget(self) -> None:
+        attempts, self._forgotten = self._forgotten, []
+        self.job(self.launcher.insist("forget", attempts=attempts, outputs=[]))
 
     async def vanished(self, task: Task, other_boot: bool) -> None:
         """The attempt's supervisor is gone without a word: what may be left of the task is stopped."""

@@ -65,6 +65,14 @@ class Scheduler:
         one.running.discard(task_id)
         self._no_longer_delayed(task_id)
 
+    def take_at_once(self, task_id: int, queue: str) -> bool:
+        """Whether a task that has just come may start before it ever waited; counted as running then."""
+        one = self._queue(queue)
+        if one.paused or one.waiting or len(one.running) >= one.slots:
+            return False
+        one.running.add(task_id)
+        return True
+
     def take(self) -> Iterator[int]:
         """The ids that may start now; each is counted as running from then on."""
         for queue in self._queues.values():

@@ -102,7 +102,7 @@ class Supervisors:
         task = engine.live.get(key[0])
         if task is None or task.attempt != key[1] or task.state not in LIVE:
             if "exited" in said:
-                await engine.launcher.insist("forget", attempts=[list(key)], outputs=[])
+                engine.forget(*key)
             return
         try:
             if "started" in said and task.state is State.STARTING:
