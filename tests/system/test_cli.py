@@ -82,6 +82,7 @@ def on_terminal(
     """Run on a terminal of 80 columns; all that appeared, and the status. ``meanwhile``: called until true."""
     pid, master = pty.fork()
     if pid == 0:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a test run in the background has it ignored
         os.chdir(daemon.state)
         os.execve(CTL[0], [*CTL, *words], {**daemon.env, "TERM": "xterm", "COLUMNS": "80"})
     seen, deadline = b"", time.monotonic() + 60
