@@ -29,12 +29,19 @@ if TYPE_CHECKING:
     from typing import Any
 
 
+# The first three are meant for tasks; the others are what Python itself ignores, for the sake of errors.
+IGNORED = ("SIGINT", "SIGHUP", "SIGTERM", "SIGPIPE", "SIGXFSZ")
+
+
 def main(argv: list[str]) -> None:
     """Serve until the launcher hangs up. argv: the socket's descriptor, then Places in its order."""
     server = socket(fileno=int(argv[0]))
     places = Places(int(argv[1]), int(argv[2]), argv[3], argv[4], argv[5] == "scopes")
-    for number in (_signal.SIGINT, _signal.SIGHUP, _signal.SIGTERM):
-        _signal.signal(number, _signal.SIG_IGN)
+    for number in _signal.valid_signals():
+        if _signal.getsignal(number) == _signal.SIG_IGN:
+            _signal.signal(number, _signal.SIG_DFL)  # as whoever started us had it; no task shall
+    for name in IGNORED:
+        _signal.signal(getattr(_signal, name), _signal.SIG_IGN)
     _signal.signal(_signal.SIGCHLD, _signal.SIG_IGN)  # the kernel reaps supervisors
     os.chdir("/")
     for fd in (server.fileno(), places.exits, places.tasks):
