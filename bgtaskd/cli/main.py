@@ -212,6 +212,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--value", action="store_true", help="print values without their names")
     one = verb("output", verbs.output, "Print what a task printed, byte for byte", "+")
     one.add_argument("-f", "--follow", action="store_true", help="go on until it has ended")
+    one.add_argument("--text", action="store_true", help="without colours and other escapes")
     one.add_argument("--attempt", type=int, help="of this attempt (default: the last)")
     one = verb("logs", verbs.logs, "Show tasks' journal; options after the ids go to journalctl")
     one.add_argument("-f", "--follow", action="store_true", help="go on with what is logged")
@@ -303,6 +304,11 @@ def _add_run(one: argparse.ArgumentParser) -> None:
         help="use a task with this key that has not ended",
     )
     one.add_argument("--settings", type=_json, metavar="JSON")
+    one.add_argument(
+        "--target",
+        metavar="MODULE:NAME",
+        help="run a task written in Python: a BackgroundTask or @background function",
+    )
 
 
 if __name__ == "__main__":

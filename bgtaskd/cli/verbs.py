@@ -79,7 +79,22 @@ def as_json(task: TaskInfo) -> dict[str, Any]:
 def run(arguments: Namespace) -> int:
     """bgtaskctl run."""
     command = arguments.command[1:] if arguments.command[:1] == ["--"] else arguments.command
-    if not command:
+    python: dict[str, Any] = {}
+    if arguments.target is not None:
+        if len(command) > 1:
+            raise Problem("with --target the command is the interpreter alone, or nothing")
+        import bgtaskd.task
+
+        program = os.path.join(
+            os.path.dirname(os.path.abspath(bgtaskd.task.__file__)), "__main__.py"
+        )
+        command = [*(command or ["python3"]), program]
+        path, colon, function = arguments.target.rpartition(":")
+        if path.endswith(".py"):
+            arguments.target = f"{os.path.abspath(path)}{colon}{function}"
+        here = os.path.abspath(arguments.cwd or ".")
+        python = {"kind": "python", "target": arguments.target, "import_path": [here]}
+    elif not command:
         raise Problem("run what? bgtaskctl run [options] -- COMMAND…")
     cwd = arguments.cwd
     if cwd is None and arguments.user is None and os.access(".", os.X_OK):
@@ -87,7 +102,7 @@ def run(arguments: Namespace) -> int:
     with client(arguments) as one:
         task_id = one.start(
             command,
-            name=arguments.name or name_of(command[0]),
+            name=arguments.name or (None if python else name_of(command[0])),
             user=arguments.user,
             cwd=os.path.abspath(cwd) if cwd else None,
             env={name: value for name, value in arguments.setenv if value is not None} or None,
@@ -103,6 +118,7 @@ def run(arguments: Namespace) -> int:
             properties=dict(arguments.property) or None,
             merge_key=arguments.merge_key,
             settings=arguments.settings,
+            **python,
         )
         if not arguments.follow and not arguments.wait:
             print_json({"id": task_id}) if arguments.output == "json" else print(task_id)
@@ -250,7 +266,11 @@ def output(arguments: Namespace) -> None:
     """bgtaskctl output."""
     with client(arguments) as one:
         for task_id in arguments.ids:
-            gap = 0
+            gap, plain = 0, None
+            if arguments.text:
+                from bgtaskd.client.plain import Plain
+
+                plain = Plain()
             for chunk in one.output_chunks(
                 task_id, follow=arguments.follow, attempt=arguments.attempt
             ):
@@ -259,8 +279,11 @@ def output(arguments: Namespace) -> None:
                         f"\n[bgtaskd: {chunk.offset - gap} bytes dropped]\n".encode()
                     )
                 gap = chunk.next_offset
-                sys.stdout.buffer.write(chunk.data)
+                data = chunk.data if plain is None else plain.feed(chunk.data).encode()
+                sys.stdout.buffer.write(data)
                 sys.stdout.buffer.flush()
+            if plain is not None:
+                sys.stdout.buffer.write(plain.finish().encode())
 
 
 def logs(arguments: Namespace) -> None:

@@ -136,6 +136,12 @@ class AsyncClient:
         """What it printed so far, from an offset (negative: so many bytes before the end)."""
         return b"".join([one.data async for one in self.output_chunks(task_id, offset=offset)])
 
+    async def output_text(self, task_id: int) -> str:
+        """What it printed so far as text: without escape sequences, overwritten lines as they ended."""
+        from bgtaskd.client.plain import plain
+
+        return plain((await self.output(task_id)).decode("utf-8", "replace"))
+
     async def output_chunks(
         self, task_id: int, *, offset: int = 0, follow: bool = False
     ) -> AsyncIterator[OutputChunk]:

@@ -257,6 +257,12 @@ class Client:
             chunk.data for chunk in self.output_chunks(task_id, offset=offset, attempt=attempt)
         )
 
+    def output_text(self, task_id: int, *, attempt: int | None = None) -> str:
+        """What it printed so far as text: without escape sequences, overwritten lines as they ended."""
+        from bgtaskd.client.plain import plain
+
+        return plain(self.output(task_id, attempt=attempt).decode("utf-8", "replace"))
+
     def output_chunks(
         self, task_id: int, *, offset: int = 0, follow: bool = False, attempt: int | None = None
     ) -> Iterator[OutputChunk]:

@@ -59,7 +59,7 @@ def run(handover: Mapping[str, Any]) -> int:
     own.set_process(status)
     path = handover.get("import_path")
     if path:
-        sys.path[:] = [*path, *(one for one in sys.path[-1:] if one not in path)]
+        sys.path[:] = [*path, *(one for one in sys.path if one not in path)]
     try:
         value = _value(base.run(target.load(handover["target"]), status))
         if value is not None:

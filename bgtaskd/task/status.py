@@ -7,6 +7,7 @@ import time
 from typing import Any, Self
 
 from bgtaskd.client.blocking import Client
+from bgtaskd.client.plain import plain
 from bgtaskd.client.task import Failure, Seconds, TaskInfo, usec
 from bgtaskd.task.patience import patiently
 
@@ -117,6 +118,16 @@ class TaskStatus:
     def output(self) -> str:
         """What it printed so far. What is not UTF-8 becomes U+FFFD."""
         return self.client.output(self.id).decode("utf-8", "replace")
+
+    @property
+    def output_text(self) -> str:
+        """The same as text: without colours and other escapes, overwritten lines as they ended."""
+        return plain(self.output)
+
+    @property
+    def status_text(self) -> str:
+        """What to show to people: what it said last; where it says nothing, all that it printed."""
+        return self.message or self.output_text
 
     def stop(self) -> None:
         """SIGTERM to all its processes, SIGKILL after its stop timeout."""

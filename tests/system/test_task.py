@@ -94,7 +94,8 @@ def python(
 
 SHOW = (
     "print(json.dumps({'id': s.id, 'state': s.state, 'result': s.result, 'value': s.result_value,"
-    "'percentage': s.percentage, 'message': s.message, 'error': s.error, 'output': s.output,"
+    "'status_text': s.status_text, 'output_text': s.output_text, 'percentage': s.percentage,"
+    "'message': s.message, 'error': s.error, 'output': s.output,"
     "'failure': s.failure and vars_(s.failure)}))"
 )
 VARS = "def vars_(f): return {'type': f.type, 'message': f.message, 'traceback': f.traceback}\n"
@@ -116,6 +117,8 @@ def test_a_class_runs_outside_with_everything_its_caller_had(app: Container) -> 
     assert value["output"] == seen["output"] == "resizing \x1b[1mto\x1b[0m 300\n"
     assert value["cgroup"].endswith(f"/bgtask-{seen['id']}.scope")
     assert (seen["message"], value["percentage"]) == ("step 4", 100)
+    assert seen["status_text"] == "step 4"
+    assert seen["output_text"] == "resizing to 300\n"
     task = get(app, seen["id"])
     assert (task["kind"], task["target"], task["name"]) == ("python", "shop.tasks:Resize", "resize")
     assert (task["finished"], task["total"]) == (4, 4)
@@ -127,6 +130,26 @@ def test_a_class_runs_outside_with_everything_its_caller_had(app: Container) -> 
 def test_functions_plain_and_async(app: Container) -> None:
     assert run(app, "tasks.reticulate.initiate(n=21)")["value"] == 42
     assert run(app, "tasks.later.using(queue='default').initiate()")["value"] == "later"
+
+
+def test_from_the_shell(app: Container) -> None:
+    run_it = ["bgtaskctl", "run", "--wait", "-o", "json", "--target"]
+    words = [*run_it, "shop.tasks:reticulate", "--settings", '{"n": 4}']
+    task = json.loads(app.run(words, user="alice", cwd="/srv/app").stdout)
+    assert (task["name"], task["value"]) == ("reticulate", 8)
+    words = [
+        *run_it,
+        "shop/tasks.py:Resize",
+        "--settings",
+        '{"width": 3}',
+        "--",
+        "/usr/bin/python3",
+    ]
+    task = json.loads(app.run(words, user="alice", cwd="/srv/app").stdout)
+    assert task["value"]["settings"] == {"width": 3}
+    show = ["bgtaskctl", "output", str(task["id"])]
+    assert app.output(*show, user="alice") == "resizing \x1b[1mto\x1b[0m 3"
+    assert app.output(*show, "--text", user="alice") == "resizing to 3"
 
 
 def test_a_script_is_run_again_under_another_name(app: Container) -> None:
