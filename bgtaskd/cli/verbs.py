@@ -11,14 +11,14 @@ import signal as unix_signal
 import subprocess
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from bgtaskd.cli import patient
 from bgtaskd.cli import show as text
 from bgtaskd.cli.render import escaped
 from bgtaskd.client.blocking import Client
-from bgtaskd.client.task import TaskInfo
+from bgtaskd.client.task import Message, TaskInfo
 from bgtaskd.errors import BgtaskdError
 
 LAST_ENDED = 10
@@ -391,6 +391,9 @@ def signal(arguments: Namespace) -> None:
 def signals(arguments: Namespace) -> None:
     """bgtaskctl signals."""
     task_id = own_id(arguments.id)
+    if arguments.follow or arguments.wait or arguments.timeout is not None:
+        _signals_as_they_come(arguments, task_id)
+        return
     with client(arguments) as one:
         found = one.signals(task_id)
         if arguments.clear:
@@ -399,8 +402,36 @@ def signals(arguments: Namespace) -> None:
         print_json([dataclasses.asdict(message) for message in found])
         return
     for message in found:
-        payload = "" if message.payload is None else json.dumps(message.payload)
-        print(f"{message.seq} {escaped(message.name)} {payload}".rstrip())
+        print(message_line(message))
+
+
+def message_line(message: Message) -> str:
+    """A message as `signals` prints it."""
+    payload = "" if message.payload is None else json.dumps(message.payload)
+    return f"{message.seq} {escaped(message.name)} {payload}".rstrip()
+
+
+def _signals_as_they_come(arguments: Namespace, task_id: int) -> None:
+    """Until the task has ended; with --wait the first one only."""
+    seen = 0
+    with client(arguments) as one:
+
+        def begin() -> Iterator[Message]:
+            return one.watch_signals(task_id, after=seen, timeout=arguments.timeout)
+
+        for message in patient.patiently(begin):
+            seen = message.seq
+            if arguments.clear:
+                one.clear_signals(task_id, [message.seq])
+            if arguments.output == "json":
+                print_json(dataclasses.asdict(message))
+            else:
+                print(message_line(message))
+            sys.stdout.flush()
+            if not arguments.follow:
+                return
+    if not arguments.follow:
+        raise Problem(f"task {task_id} has ended, and no message came")
 
 
 def config(arguments: Namespace) -> None:

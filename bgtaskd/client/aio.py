@@ -162,6 +162,25 @@ class AsyncClient:
         """Its mailbox."""
         return [Message(**one) for one in (await self.call("Signals", id=task_id))["signals"]]
 
+    async def watch_signals(
+        self,
+        task_id: int,
+        *,
+        after: int = 0,
+        timeout: Seconds | None = None,  # noqa: ASYNC109 - it is part of the call
+    ) -> AsyncIterator[Message]:
+        """The messages in its mailbox numbered above ``after``, and each that comes until it has ended.
+
+        Raises TimedOut after so many seconds.
+        """
+        parameters = {} if timeout is None else {"timeout_usec": usec(timeout)}
+        async with aclosing(
+            self.stream("Signals", id=task_id, after=after, **parameters)
+        ) as replies:
+            async for reply in replies:
+                for one in reply["signals"]:
+                    yield Message(**one)
+
     async def clear_signals(self, task_id: int, seqs: Sequence[int] | None = None) -> int:
         """Clear those messages, or all; how many there were."""
         parameters = {} if seqs is None else {"seqs": list(seqs)}
@@ -179,6 +198,12 @@ class AsyncClient:
     async def get_config(self, task_id: int) -> Any:
         """The configuration that it sees."""
         return (await self.call("GetConfig", id=task_id))["config"]
+
+    async def watch_config(self, task_id: int) -> AsyncIterator[Any]:
+        """The configuration that it sees, now and whenever it is set, until it has ended."""
+        async with aclosing(self.stream("GetConfig", id=task_id)) as replies:
+            async for reply in replies:
+                yield reply["config"]
 
     async def pause(self, task_id: int) -> None:
         """Freeze all its processes."""

@@ -289,6 +289,20 @@ class Client:
         """Its mailbox."""
         return [Message(**one) for one in self.call("Signals", id=task_id)["signals"]]
 
+    def watch_signals(
+        self, task_id: int, *, after: int = 0, timeout: Seconds | None = None
+    ) -> Generator[Message, None, None]:
+        """The messages in its mailbox numbered above ``after``, and each that comes until it has ended.
+
+        Raises TimedOut after so many seconds.
+        """
+        with closing(
+            self.stream("Signals", id=task_id, after=after, **_timeout(timeout))
+        ) as replies:
+            for reply in replies:
+                for one in reply["signals"]:
+                    yield Message(**one)
+
     def clear_signals(self, task_id: int, seqs: Sequence[int] | None = None) -> int:
         """Clear those messages, or all; how many there were."""
         parameters = {} if seqs is None else {"seqs": list(seqs)}
@@ -307,6 +321,11 @@ class Client:
     def get_config(self, task_id: int) -> Any:
         """The configuration that it sees."""
         return self.call("GetConfig", id=task_id)["config"]
+
+    def watch_config(self, task_id: int) -> Iterator[Any]:
+        """The configuration that it sees, now and whenever it is set, until it has ended."""
+        for reply in self.stream("GetConfig", id=task_id):
+            yield reply["config"]
 
     def pause(self, task_id: int) -> None:
         """Freeze all its processes."""

@@ -6,6 +6,8 @@ from __future__ import annotations
 import os
 
 SYSTEM = "/run/bgtaskd/control.sock"
+TASKS = "/run/bgtaskd/tasks.sock"
+"""For tasks whose user may not use the other one: there they see and report of themselves."""
 
 
 def default_socket() -> str:
@@ -13,6 +15,8 @@ def default_socket() -> str:
     given = os.environ.get("BGTASKD_SOCKET")
     if given:
         return given
+    if "BGTASK_ID" in os.environ and os.access(TASKS, os.W_OK) and not os.access(SYSTEM, os.W_OK):
+        return TASKS
     runtime = os.environ.get("XDG_RUNTIME_DIR")
     if runtime and not os.path.exists(SYSTEM):
         own = f"{runtime}/bgtaskd/control.sock"

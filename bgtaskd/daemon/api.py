@@ -39,7 +39,7 @@ from bgtaskd.model import (
     Task,
 )
 from bgtaskd.protocol.peer import Peer
-from bgtaskd.protocol.server import Call, Reply, Streamed
+from bgtaskd.protocol.server import Call, Handler, Reply, Streamed
 from bgtaskd.storage.interface import (
     ClearMessages,
     Message,
@@ -51,6 +51,10 @@ from bgtaskd.storage.interface import (
 )
 
 LIST_MAX: Final = 1000
+# What a task may ask of itself, whoever it runs as. All of them pass only whoever may see the task.
+FOR_TASKS: Final = frozenset(
+    "Get Watch Wait Output Signal Signals ClearSignals Report GetConfig".split()
+)
 MESSAGES_MAX: Final = 10_000
 
 
@@ -89,6 +93,13 @@ class Api:
     ) -> dict[str, Callable[[Call], Awaitable[Reply] | AsyncGenerator[Streamed, None]]]:
         """The table, bound to this daemon."""
         return {name: self._bind(name, one) for name, one in OPERATIONS.items()}
+
+    def handlers_for_tasks(self) -> dict[str, Handler]:
+        """What may be asked on the socket that any task may connect to."""
+        return {
+            name: self._bind(name, one) if name in FOR_TASKS else _not_for_tasks
+            for name, one in OPERATIONS.items()
+        }
 
     def _bind(
         self, name: str, one: Operation
@@ -147,6 +158,11 @@ class Api:
         if task.state in (State.RUNNING, State.PAUSED):
             task = replace(task, **streams.usage_now(task))
         return task.to_json()
+
+
+async def _not_for_tasks(call: Call) -> Reply:
+    reason = "here tasks read and report of themselves only; starting and steering is for the group bgtask"
+    raise PermissionDenied(reason=f"{call.method.rpartition('.')[2]}: {reason}")
 
 
 async def start(api: Api, call: Call) -> Reply:
@@ -251,17 +267,6 @@ async def signal_(api: Api, call: Call) -> Reply:
     return {"seq": seq}
 
 
-async def signals(api: Api, call: Call) -> Reply:
-    """A task's mailbox."""
-    task = api.task(call, Access.SEE)
-    found = api.engine.storage.messages(task.id)
-    shown = [
-        {"seq": one.seq, "name": one.name, "payload": one.payload, "created": one.created}
-        for one in found
-    ]
-    return {"signals": shown}
-
-
 async def clear_signals(api: Api, call: Call) -> Reply:
     """Clear messages."""
     task = api.task(call, Access.SEE)
@@ -299,12 +304,9 @@ async def set_config(api: Api, call: Call) -> Reply:
     task = api.live(api.task(call, Access.STEER), "only a task that has not ended has use for it")
     plain_json("config", call.parameters["config"])
     await api.engine.writer.write([PutConfig(task.id, call.parameters["config"])], must=False)
+    for subscriber in tuple(api.engine.config_subscribers):
+        subscriber(task, call.parameters["config"])
     return {}
-
-
-async def get_config(api: Api, call: Call) -> Reply:
-    """A task's configuration."""
-    return {"config": api.engine.storage.config(api.task(call, Access.SEE).id)}
 
 
 async def pause(api: Api, call: Call) -> Reply:
@@ -459,11 +461,11 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
     "Wait": Operation(streams.wait, Access.SEE),
     "Output": Operation(streams.output, Access.SEE),
     "Signal": Operation(signal_, Access.SEE),
-    "Signals": Operation(signals, Access.SEE),
+    "Signals": Operation(streams.signals, Access.SEE),
     "ClearSignals": Operation(clear_signals, Access.SEE),
     "Report": Operation(report, Access.SEE),
     "SetConfig": Operation(set_config, Access.STEER),
-    "GetConfig": Operation(get_config, Access.SEE),
+    "GetConfig": Operation(streams.config, Access.SEE),
     "Pause": Operation(pause, Access.STEER),
     "Resume": Operation(resume, Access.STEER),
     "Stop": Operation(stop, Access.STEER),

@@ -16,13 +16,13 @@ the same attempt. So
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from bgtaskd.config import Config
+from bgtaskd.daemon.handover import handover_of
 from bgtaskd.daemon.launcher_link import (
     RETRY_SECONDS,
     LauncherError,
@@ -47,7 +47,6 @@ from bgtaskd.model import (
     StopAsked,
     StopReason,
     Task,
-    TaskSpec,
     transition,
 )
 from bgtaskd.storage.interface import (
@@ -72,13 +71,6 @@ def now_usec() -> int:
     return time.time_ns() // 1000
 
 
-def handover(spec: TaskSpec) -> dict[str, str]:
-    """What a task of kind python must know to begin."""
-    if spec.target is None:
-        return {}
-    return {"BGTASK_HANDOVER": json.dumps({"target": spec.target, "import_path": spec.import_path})}
-
-
 class Engine:
     """Live tasks, the scheduler, and the way to the disk and the launcher."""
 
@@ -101,6 +93,7 @@ class Engine:
         self.on_stuck: Callable[[int, int], None] = lambda task_id, attempt: None
         self.message_seqs: dict[int, int] = {}
         self.signal_subscribers: list[Callable[[Task, Message], None]] = []
+        self.config_subscribers: list[Callable[[Task, Any], None]] = []
         self._subscribers: list[Subscriber] = []
         self._timer: asyncio.TimerHandle | None = None
         self._held_until = 0.0
@@ -348,7 +341,8 @@ class Engine:
             "user": task.user,
             "owner_uid": task.owner_uid,
             "argv": list(spec.argv),
-            "env": {**spec.env, **handover(spec)},
+            "env": dict(spec.env),
+            "handover": handover_of(task),
             "cwd": spec.cwd,
             "properties": dict(spec.properties),
             "timeout_usec": spec.timeout_usec,

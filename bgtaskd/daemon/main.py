@@ -178,6 +178,9 @@ class Daemon:
         limits = Limits(self._config.connections_per_user, self._config.requests_per_user)
         self._server = Server(self._api.handlers(), limits)
         await self._server.serve(sockets["control"])
+        self._tasks_server = Server(self._api.handlers_for_tasks(), limits)
+        if "tasks" in sockets:
+            await self._tasks_server.serve(sockets["tasks"])
         await self._start_bus()
         self._background(retention.run(self._engine))
         self._background(self._watchdog())
@@ -257,7 +260,8 @@ class Daemon:
         self._engine.configure(config)
         own_uid = None if self._places.mode == "scope" else os.getuid()
         self._api.policy = Policy(config.policy, own_uid=own_uid)
-        self._server.limits = Limits(config.connections_per_user, config.requests_per_user)
+        limits = Limits(config.connections_per_user, config.requests_per_user)
+        self._server.limits = self._tasks_server.limits = limits
         self._launcher_connected()
         self._engine.schedule()
         log.info("Reloaded the configuration")
@@ -272,6 +276,7 @@ class Daemon:
     async def _stop(self, storage: Storage) -> None:
         self._notifier.notify("STOPPING=1")
         await self._server.close()
+        await self._tasks_server.close()
         if self._bus is not None:
             await self._bus.stop()
         with contextlib.suppress(TimeoutError):
@@ -286,7 +291,8 @@ class Daemon:
 
 
 def _sockets(places: Places) -> dict[str, socket.socket]:
-    """The listening sockets: systemd's, by name, or our own."""
+    """The listening sockets: systemd's, by name, or our own. The tasks' own is always systemd's: elsewhere
+    they run as the daemon's user."""
     names = os.environ.get("LISTEN_FDNAMES", "").split(":")
     given = {}
     if os.environ.get("LISTEN_PID") == str(os.getpid()):

@@ -131,6 +131,85 @@ async def wait(api: Api, call: Call) -> AsyncGenerator[Streamed, None]:
         changes.close()
 
 
+class Bell:
+    """Rings when one of these things happens to a task, and when it has ended or is gone."""
+
+    def __init__(
+        self, engine: Engine, task_id: int, listeners: list[Callable[[Task, Any], None]]
+    ) -> None:
+        self._rung = asyncio.Event()
+        self._listeners = listeners
+        self._task_id = task_id
+        self._leave = engine.subscribe(self._on_change)
+        listeners.append(self._on_event)
+
+    def _on_change(self, kind: str, task: Task) -> None:
+        if kind in ("finished", "removed"):
+            self._on_event(task, None)
+
+    def _on_event(self, task: Task, _: object) -> None:
+        if task.id == self._task_id:
+            self._rung.set()
+
+    async def wait(self, within: float | None = None) -> bool:
+        """Until it rings; whether it did in time."""
+        try:
+            await asyncio.wait_for(self._rung.wait(), within)
+        except TimeoutError:
+            return False
+        self._rung.clear()
+        return True
+
+    def close(self) -> None:
+        """Listen no more."""
+        self._leave()
+        self._listeners.remove(self._on_event)
+
+
+async def signals(api: Api, call: Call) -> AsyncGenerator[Streamed, None]:
+    """See Signals in org.bgtaskd.varlink."""
+    task = api.task(call, _see())
+    seen = call.parameters.get("after") or 0
+    timeout = call.parameters.get("timeout_usec")
+    loop = asyncio.get_running_loop()
+    deadline = None if timeout is None else loop.time() + timeout / 1e6
+    bell = Bell(api.engine, task.id, api.engine.signal_subscribers)
+    try:
+        while True:
+            more = call.more and task.id in api.engine.live
+            fresh = [one for one in api.engine.storage.messages(task.id) if one.seq > seen]
+            shown = [
+                {"seq": one.seq, "name": one.name, "payload": one.payload, "created": one.created}
+                for one in fresh
+            ]
+            if not more:
+                yield {"signals": shown}, False
+                return
+            for one in shown:  # all at once might be too much for one message
+                yield {"signals": [one]}, True
+            seen = max([seen, *(one.seq for one in fresh)])
+            left = None if deadline is None else max(0.0, deadline - loop.time())
+            if not await bell.wait(left):
+                raise TimedOut(timeout_usec=timeout)
+    finally:
+        bell.close()
+
+
+async def config(api: Api, call: Call) -> AsyncGenerator[Streamed, None]:
+    """See GetConfig in org.bgtaskd.varlink."""
+    task = api.task(call, _see())
+    bell = Bell(api.engine, task.id, api.engine.config_subscribers)
+    try:
+        while True:
+            more = call.more and task.id in api.engine.live
+            yield {"config": api.engine.storage.config(task.id)}, more
+            if not more:
+                return
+            await bell.wait()
+    finally:
+        bell.close()
+
+
 async def output(api: Api, call: Call) -> AsyncGenerator[Streamed, None]:
     """See Output in org.bgtaskd.varlink."""
     given = call.parameters

@@ -329,6 +329,7 @@ def _reported(report: Mapping[str, Any]) -> Reported:
         message=report.get("message"),
         value=report.get("value"),
         failure=report.get("failure"),
+        rewind=report.get("rewind") is True,
     )
 
 

@@ -53,6 +53,8 @@ def parse(data: bytes) -> Message:
             percent = _percent(value)
             if percent is not None:
                 out.report["percent"] = percent
+        elif key == "X_BGTASK_REWIND":
+            out.report["rewind"] = value == "1"
         elif key in ("X_BGTASK_FINISHED", "X_BGTASK_TOTAL"):
             number = _number(value)
             if number is not None:

@@ -12,10 +12,10 @@ from typing import Any, Final, NoReturn
 from bgtaskd.client.blocking import Client
 from bgtaskd.client.task import TaskInfo
 from bgtaskd.errors import NotInTask
+from bgtaskd.task.mailbox import Mailbox
 from bgtaskd.task.patience import patiently
 from bgtaskd.task.prints import Prints
 from bgtaskd.task.report import Reporter
-from bgtaskd.task.status import TaskStatus
 
 _UNKNOWN: Final = object()
 
@@ -24,7 +24,7 @@ class Failed(SystemExit):
     """How fail() ends the task; its failure has been reported already."""
 
 
-class OwnStatus(TaskStatus):
+class OwnStatus(Mailbox):
     """The status of the task that this code runs in. All that a caller sees, and the means to report."""
 
     def __init__(
@@ -64,10 +64,10 @@ class OwnStatus(TaskStatus):
             percent, message = None, percent
         if percent is not None:
             percent = min(100.0, max(0.0, float(percent)))
-            self._percent = percent if rewind else max(self._percent, percent)
+            self._percent = percent = percent if rewind else max(self._percent, percent)
         if message is not None:
             self._message = str(message)
-        self._report(percent=percent, message=message, rewind=rewind)
+        self._report(percent=percent, message=message, rewind=rewind or None)
 
     def operations(self, total: int | None, finished: int = 0) -> None:
         """So many operations make up the whole, and so many are done."""
@@ -106,10 +106,9 @@ class OwnStatus(TaskStatus):
             self._percent = max(self._percent, done)
         self._report(finished=self._finished, total=self._total)
 
-    def _report(self, *, rewind: bool = False, **progress: Any) -> None:
-        if self._reporter is None or rewind:
-            self.flush()
-            self.client.report(self.id, **progress, rewind=rewind or None)
+    def _report(self, **progress: Any) -> None:
+        if self._reporter is None:
+            self.client.report(self.id, **progress)
         else:
             self._reporter.report(**progress)
 

@@ -16,6 +16,7 @@ VARIABLES: Final = {
     "percent": "X_BGTASK_PROGRESS",
     "finished": "X_BGTASK_FINISHED",
     "total": "X_BGTASK_TOTAL",
+    "rewind": "X_BGTASK_REWIND",
 }
 MESSAGE_MAX: Final = 4096
 
@@ -38,7 +39,7 @@ class Reporter:
         self._socket.setblocking(False)
 
     def report(self, **progress: Any) -> None:
-        """Tell: percent, finished, total, message; what is None is not told."""
+        """Tell: percent, finished, total, message, rewind; what is None is not told."""
         given = {key: value for key, value in progress.items() if value is not None}
         if self._pid != os.getpid():
             self._lock = (
@@ -92,6 +93,8 @@ class Reporter:
 
 
 def _line(value: Any) -> str:
+    if value is True:
+        return "1"
     if isinstance(value, str):
         return " ".join(value.splitlines())[:MESSAGE_MAX]
     return f"{value:.6g}" if isinstance(value, float) else str(value)

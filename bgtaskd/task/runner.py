@@ -12,11 +12,9 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Final
 
-from bgtaskd.client.blocking import Client
 from bgtaskd.errors import BgtaskdError, InvalidResult, InvalidSpec, NotInTask, RemoteError
 from bgtaskd.task import base, own, prints, target
 from bgtaskd.task.own import OwnStatus
-from bgtaskd.task.patience import patiently
 
 OK, FAILED = 0, 1
 TRACEBACK_MAX: Final = 48 * 1024
@@ -40,11 +38,11 @@ def read_handover() -> dict[str, Any]:
 
     Raises NotInTask, OSError, ValueError.
     """
-    text = os.environ.pop("BGTASK_HANDOVER", None)
-    if text is None:
+    number = os.environ.pop("BGTASK_HANDOVER_FD", None)
+    if number is None:
         raise NotInTask()
-    handover: dict[str, Any] = json.loads(text)
-    handover["settings"] = patiently(lambda: Client().get(int(os.environ["BGTASK_ID"]))).settings
+    with open(int(number), encoding="utf-8") as file:
+        handover: dict[str, Any] = json.load(file)
     return handover
 
 

@@ -133,6 +133,10 @@ class TaskStatus:
         """SIGTERM to all its processes, SIGKILL after its stop timeout."""
         self.client.stop(self.id)
 
+    def set_config(self, config: Any) -> None:
+        """Replace the configuration that it sees while it runs."""
+        self.client.set_config(self.id, config)
+
     def signal(self, name: str, payload: Any = None) -> int:
         """Leave a message in its mailbox; the message's number."""
         return self.client.signal(self.id, name, payload)

@@ -84,10 +84,11 @@ def test_installed_everything_is_up_and_as_it_should_be(fresh_machine: Container
         "bgtaskd.service",
         "bgtaskd.socket",
         "bgtaskd-supervisors.socket",
+        "bgtaskd-tasks.socket",
         "bgtaskd-launcher.socket",
     ]
-    assert fresh_machine.systemctl("is-active", *units).split() == ["active"] * 4
-    assert fresh_machine.systemctl("is-enabled", *units).split() == ["enabled"] * 4
+    assert fresh_machine.systemctl("is-active", *units).split() == ["active"] * 5
+    assert fresh_machine.systemctl("is-enabled", *units).split() == ["enabled"] * 5
     assert fresh_machine.failed_units() == []
     # The name is ours from the first start on, though the bus read its policy before the user existed.
     fresh_machine.wait_for(
@@ -98,6 +99,7 @@ def test_installed_everything_is_up_and_as_it_should_be(fresh_machine: Container
         "/run/bgtaskd": "drwxr-xr-x root:root",
         "/run/bgtaskd/control.sock": "srw-rw---- root:bgtask",
         "/run/bgtaskd/supervisors.sock": "srw------- root:root",
+        "/run/bgtaskd/tasks.sock": "srw-rw-rw- root:root",
         "/run/bgtaskd/launcher.sock": "srw------- bgtaskd:root",
         "/run/bgtaskd/notify": "drwx--x--x root:root",
         "/var/lib/bgtaskd": "drwxr-xr-x root:root",

@@ -103,6 +103,16 @@ def test_a_fork_reports_too(supervisor: Supervisor) -> None:
     supervisor.take_until("percent", 2.0)
 
 
+def test_progress_goes_back_when_told_to(supervisor: Supervisor) -> None:
+    status = OwnStatus(1, notify=supervisor.path)
+    status.update(80)
+    status.update(10, rewind=True)
+    status.update(5)
+    supervisor.take_until("percent", 10.0)
+    assert supervisor.said["rewind"] is True
+    assert status.percentage == 10
+
+
 STEPS = st.one_of(
     st.tuples(st.just("update"), st.floats(-10, 200)),
     st.tuples(st.just("operations"), st.integers(0, 20), st.integers(0, 20)),
@@ -123,7 +133,8 @@ def test_progress_never_goes_back_whatever_a_task_calls(steps: list[tuple[Any, .
     for name, *values in steps:
         getattr(status, name)(*values)
         before = (task.percent or 0.0, status.percentage)
-        task = transition(task, Reported(3, **sent[-1]))
+        said = {key: value for key, value in sent[-1].items() if value is not None}
+        task = transition(task, Reported(3, **said))
         assert before[0] <= (task.percent or 0.0) <= 100
         assert (task.percent or 0.0) == pytest.approx(status.percentage)
 

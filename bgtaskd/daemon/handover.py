@@ -1,0 +1,21 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What a task's process is given over a descriptor, and nobody else sees."""
+
+from __future__ import annotations
+
+import json
+
+from bgtaskd.model import Task
+
+
+def handover_of(task: Task) -> str | None:
+    """The text for a task of kind python: a JSON object with target, import_path and settings."""
+    spec = task.spec
+    if spec.target is None:
+        return None
+    handed = {
+        "target": spec.target,
+        "import_path": list(spec.import_path),
+        "settings": spec.settings,
+    }
+    return json.dumps(handed, ensure_ascii=False)
