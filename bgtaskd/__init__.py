@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from bgtaskd.task.base import background as background
     from bgtaskd.task.own import OwnStatus as OwnStatus
     from bgtaskd.task.own import current as current
+    from bgtaskd.task.record import Record as Record
     from bgtaskd.task.status import TaskStatus as TaskStatus
 
 __version__ = "0.1.0"
@@ -38,6 +39,7 @@ _HOMES = {
     "background": "bgtaskd.task.base",
     "OwnStatus": "bgtaskd.task.own",
     "current": "bgtaskd.task.own",
+    "Record": "bgtaskd.task.record",
     "TaskStatus": "bgtaskd.task.status",
     "tqdm": "bgtaskd.task.bar",
 }

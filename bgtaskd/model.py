@@ -89,6 +89,8 @@ NEVER_RETRIED: Final = frozenset({Result.SUCCESS, Result.STOPPED})
 
 RETRY_DELAY_MAX_USEC: Final = 3_600_000_000
 ERROR_MAX: Final = 1000
+RECORD: Final = "record"
+"""The kind of a task whose work is done elsewhere: no attempt is made, how it stands is reported by hand."""
 
 
 class IllegalTransition(Exception):
@@ -201,7 +203,9 @@ class Task:
 
     @property
     def unit(self) -> str:
-        """The scope of the present attempt (of the first, where none has been made)."""
+        """The scope of the present attempt (of the first, where none has been made); "" for a record."""
+        if self.spec.kind == RECORD:
+            return ""
         return scope_name(self.id, max(self.attempt, 1))
 
     def public_state(self) -> State:
@@ -483,7 +487,7 @@ def _verdict(task: Task, event: Exited) -> tuple[State, Result]:
     """What the end means: a stop that was asked for outranks how the process happened to die."""
     if event.result in (Result.LOST, Result.INTERRUPTED) and task.stop_reason is None:
         return State.FAILED, event.result
-    if task.stop_reason is StopReason.USER:
+    if task.stop_reason is StopReason.USER or event.result is Result.STOPPED:
         return State.STOPPED, Result.STOPPED
     if task.stop_reason is StopReason.TIMEOUT:
         return State.FAILED, Result.TIMEOUT
@@ -556,6 +560,16 @@ def retry_delay(base_usec: int, retries_used: int) -> int:
     return min(RETRY_DELAY_MAX_USEC, base_usec << min(retries_used, 40))
 
 
+def _by_hand(task: Task, event: Started | Reported | Exited) -> Task:
+    """A record that waits: what is reported of it says that it has begun, or even ended."""
+    if task.spec.kind != RECORD:
+        raise IllegalTransition(task, event)
+    if isinstance(event, Exited):
+        return _exited(task, event)
+    begun = replace(task, state=State.RUNNING, started=event.at)
+    return _reported(begun, event) if isinstance(event, Reported) else begun
+
+
 def _table() -> dict[tuple[type[Event], State], Any]:
     table: dict[tuple[type[Event], State], Any] = {
         (Due, State.DELAYED): _due,
@@ -566,6 +580,8 @@ def _table() -> dict[tuple[type[Event], State], Any]:
         (Frozen, State.RUNNING): _frozen,
         (Thawed, State.PAUSED): _thawed,
     }
+    for event in (Started, Reported, Exited):
+        table[event, State.QUEUED] = _by_hand
     for state in LIVE:
         table[Exited, state] = _exited
         table[StopAsked, state] = _stop_asked_live

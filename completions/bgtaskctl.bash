@@ -12,7 +12,7 @@ _bgtaskctl_queues() {
 _bgtaskctl() {
     local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]} verb= word
     local verbs='run list status show output logs wait stop kill pause resume retry rm signal signals
-        config update queues monitor check-config'
+        config update record queues monitor check-config'
     COMPREPLY=()
     local i skip=
     for ((i = 1; i < COMP_CWORD; i++)); do
@@ -59,6 +59,12 @@ _bgtaskctl() {
             resume) mapfile -t COMPREPLY < <(compgen -W "$(_bgtaskctl_ids --state paused)" -- "$cur") ;;
             retry|rm) mapfile -t COMPREPLY < <(compgen -W "$(_bgtaskctl_ids --state finished,failed,stopped -n 200)" -- "$cur") ;;
             status|show|output|logs|signals|config) mapfile -t COMPREPLY < <(compgen -W "$(_bgtaskctl_ids -n 200 --all)" -- "$cur") ;;
+            record)
+                if [[ $prev == record ]]; then
+                    mapfile -t COMPREPLY < <(compgen -W 'add started finished failed stopped' -- "$cur")
+                else
+                    mapfile -t COMPREPLY < <(compgen -W "$(_bgtaskctl_ids --state queued,running)" -- "$cur")
+                fi ;;
             queues)
                 if [[ $prev == queues ]]; then
                     mapfile -t COMPREPLY < <(compgen -W 'list pause resume' -- "$cur")

@@ -248,6 +248,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--total", type=int)
     one.add_argument("--rewind", action="store_true", help="let the percentage go back")
     one.add_argument("message", nargs="?")
+    _add_record(verb("record", verbs.record, "Keep a record of work that is done elsewhere"))
     one = verb("queues", verbs.queues, "List queues; pause or resume one")
     one.add_argument("action", choices=("list", "pause", "resume"), nargs="?", default="list")
     one.add_argument("queue", nargs="?")
@@ -257,6 +258,22 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--config", default="/etc/bgtaskd.yaml")
     one.add_argument("--conf-d", default="/etc/bgtaskd/conf.d")
     return top
+
+
+def _add_record(one: argparse.ArgumentParser) -> None:
+    actions = one.add_subparsers(
+        dest="action", metavar="ACTION", required=True, parser_class=_Parser
+    )
+    add = actions.add_parser("add", help="make one; prints its id", allow_abbrev=False)
+    add.add_argument("what", metavar="DESCRIPTION", type=_words)
+    add.add_argument("--settings", type=_json, metavar="JSON")
+    add.add_argument("--queue", type=_words)
+    add.add_argument("--merge-key", type=_words, metavar="KEY")
+    for name in ("started", "finished", "failed", "stopped"):
+        say = actions.add_parser(name, help=f"say that it has {name}", allow_abbrev=False)
+        say.add_argument("id", metavar="ID", type=_id)
+        say.add_argument("text", metavar="ERROR" if name == "failed" else "MESSAGE", nargs="?")
+        say.add_argument("--value", type=_json, metavar="JSON", help="what it came to")
 
 
 def _add_run(one: argparse.ArgumentParser) -> None:

@@ -46,7 +46,7 @@ def what(task: TaskInfo) -> str:
     if task.state == "failed" and task.result:
         why = task.result
         if why == "exit-code":
-            why = f"exit {task.exit_status}"
+            why = "error" if task.exit_status is None else f"exit {task.exit_status}"
         elif why == "signal" and task.signal:
             why = task.signal
         return f"failed ({escaped(why)})"
@@ -103,7 +103,7 @@ def queue_table(queues: Sequence[QueueInfo], columns: int | None, legend: bool) 
 def task_status(task: TaskInfo, output: bytes, columns: int | None, colours: bool) -> list[str]:
     """The text of `status ID`, at home beside `systemctl status`."""
     dot = coloured("●", DOT.get(task.state, "0"), colours)
-    lines = [f"{dot} {escaped(task.unit)} - {escaped(task.name)}"]
+    lines = [f"{dot} {escaped(task.unit) or 'record'} - {escaped(task.name)}"]
 
     def row(name: str, text: str) -> None:
         lines.append(f"{name:>11}: {text}")
@@ -120,10 +120,11 @@ def task_status(task: TaskInfo, output: bytes, columns: int | None, colours: boo
         + (f", attempt {task.attempt}" if task.attempt > 1 else ""),
     )
     row("User", f"{escaped(task.user)}")
-    row(
-        "Slice",
-        f"bgtask-{task.queue}.slice" + (f", priority {task.priority}" if task.priority else ""),
-    )
+    if task.unit:
+        row(
+            "Slice",
+            f"bgtask-{task.queue}.slice" + (f", priority {task.priority}" if task.priority else ""),
+        )
     if task.memory_current is not None or task.memory_peak is not None:
         peak = f" (peak: {size(task.memory_peak)})" if task.memory_peak is not None else ""
         row(

@@ -458,6 +458,23 @@ def update(arguments: Namespace) -> None:
         )
 
 
+def record(arguments: Namespace) -> None:
+    """bgtaskctl record."""
+    with client(arguments) as one:
+        if arguments.action == "add":
+            task_id = one.add_record(
+                arguments.what,
+                settings=arguments.settings,
+                queue=arguments.queue,
+                merge_key=arguments.merge_key,
+            )
+            print_json({"id": task_id}) if arguments.output == "json" else print(task_id)
+            return
+        state = "running" if arguments.action == "started" else arguments.action
+        word = "error" if state == "failed" else "message"
+        one.record(arguments.id, state, **{word: arguments.text, "value": arguments.value})
+
+
 def own_id(value: int | str | None) -> int:
     """The id given, or that of the task we are in."""
     if value is None:

@@ -20,7 +20,7 @@ from bgtaskd.client.task import (
     spec_of,
     usec,
 )
-from bgtaskd.errors import INTERFACE, NotReachable, ProtocolError, TaskFailed, from_wire
+from bgtaskd.errors import INTERFACE, NoSuchTask, NotReachable, ProtocolError, TaskFailed, from_wire
 from bgtaskd.protocol.codec import DEPTH_MAX, Decoder, MalformedMessage, encode
 
 READ_SIZE = 1 << 16
@@ -185,6 +185,44 @@ class AsyncClient:
         """Clear those messages, or all; how many there were."""
         parameters = {} if seqs is None else {"seqs": list(seqs)}
         return int((await self.call("ClearSignals", id=task_id, **parameters))["cleared"])
+
+    async def is_live(self, task_id: int) -> bool:
+        """Whether it is there and has not ended."""
+        try:
+            return not (await self.get(task_id)).is_ended()
+        except NoSuchTask:
+            return False
+
+    async def find_last(self, state: str | None = None, name: str | None = None) -> TaskInfo | None:
+        """The newest task in this state, of this name (a shell pattern); None where there is none."""
+        states = None if state is None else [state]
+        return next(iter(await self.list(states=states, name=name, limit=1)), None)
+
+    async def add_record(
+        self,
+        description: str,
+        *,
+        settings: Any = None,
+        queue: str | None = None,
+        merge_key: str | None = None,
+    ) -> int:
+        """A record of work that is done elsewhere: its id. How it stands, report() and record() say."""
+        options = {"settings": settings, "queue": queue, "merge_key": merge_key}
+        return await self.start([], kind="record", name=description, **options)
+
+    async def record(
+        self,
+        task_id: int,
+        state: str,
+        *,
+        message: str | None = None,
+        value: Any = None,
+        error: str | None = None,
+    ) -> None:
+        """Say how a record stands: running, finished, failed or stopped. Raises NotPossible if it has ended."""
+        told = {"message": message, "value": value, "error": error}
+        given = {key: one for key, one in told.items() if one is not None}
+        await self.call("Record", id=task_id, state=state, **given)
 
     async def report(self, task_id: int, **progress: Any) -> None:
         """Report progress by hand: percent, finished, total, message, value, rewind."""

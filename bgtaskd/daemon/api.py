@@ -12,7 +12,7 @@ from enum import Enum
 from typing import Any, Final
 
 import bgtaskd
-from bgtaskd.daemon import streams
+from bgtaskd.daemon import byhand, streams
 from bgtaskd.daemon.engine import Engine, now_usec
 from bgtaskd.daemon.launcher_link import LauncherError
 from bgtaskd.daemon.policy import Policy
@@ -30,9 +30,12 @@ from bgtaskd.errors import (
 )
 from bgtaskd.model import (
     ENDED,
+    RECORD,
     WAITING,
+    Exited,
     IllegalTransition,
     Reported,
+    Result,
     RetryAsked,
     State,
     StopReason,
@@ -155,7 +158,7 @@ class Api:
 
     def shown(self, task: Task) -> dict[str, Any]:
         """The task as the doors show it, with what its cgroup says at this moment."""
-        if task.state in (State.RUNNING, State.PAUSED):
+        if task.state in (State.RUNNING, State.PAUSED) and task.unit:
             task = replace(task, **streams.usage_now(task))
         return task.to_json()
 
@@ -179,7 +182,9 @@ async def start(api: Api, call: Call) -> Reply:
         if known is not None:
             return {"id": known, "merged": True}
     queue = config.queues[spec.queue]
-    if engine.scheduler.waiting(spec.queue) >= queue.max_waiting:
+    if spec.kind == RECORD:
+        byhand.refuse_another(api, call.peer.uid)
+    elif engine.scheduler.waiting(spec.queue) >= queue.max_waiting:
         raise QueueFull(queue=spec.queue, limit=queue.max_waiting)
     if engine.writer.failure is not None:
         raise StorageFailed(reason=str(engine.writer.failure))
@@ -321,6 +326,7 @@ async def resume(api: Api, call: Call) -> Reply:
 
 async def _freeze(api: Api, call: Call, op: str, state: State, why: str) -> Reply:
     task = api.task(call, Access.STEER)
+    byhand.refuse_record(task)
     if task.state is not state:
         raise NotPossible(id=task.id, state=task.public_state().value, reason=why)
     changed = streams.Changes(api.engine, lambda one: one.id == task.id)
@@ -340,13 +346,17 @@ async def _freeze(api: Api, call: Call, op: str, state: State, why: str) -> Repl
 async def stop(api: Api, call: Call) -> Reply:
     """End a task in good order."""
     task = api.live(api.task(call, Access.STEER), "it has ended already")
-    await api.engine.stop(task.id, StopReason.USER)
+    if task.spec.kind == RECORD:
+        await api.engine.change(task.id, Exited(now_usec(), Result.STOPPED))
+    else:
+        await api.engine.stop(task.id, StopReason.USER)
     return {}
 
 
 async def kill(api: Api, call: Call) -> Reply:
     """Send a Unix signal."""
     task = api.live(api.task(call, Access.STEER), "it has ended already")
+    byhand.refuse_record(task)
     number = _signal_number(call.parameters.get("signal") or "SIGKILL")
     whom = call.parameters.get("whom") or "all"
     if whom not in ("all", "main"):
@@ -379,6 +389,7 @@ def _signal_number(text: str) -> int:
 async def retry(api: Api, call: Call) -> Reply:
     """Run an ended task again."""
     task = api.task(call, Access.STEER)
+    byhand.refuse_record(task)
     if not api.policy.is_admin(call.peer):
         # The rule that allowed it may have gone since.
         api.policy.run_as(call.peer, task.user)
@@ -464,6 +475,7 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
     "Signals": Operation(streams.signals, Access.SEE),
     "ClearSignals": Operation(clear_signals, Access.SEE),
     "Report": Operation(report, Access.SEE),
+    "Record": Operation(byhand.record, Access.STEER),
     "SetConfig": Operation(set_config, Access.STEER),
     "GetConfig": Operation(streams.config, Access.SEE),
     "Pause": Operation(pause, Access.STEER),

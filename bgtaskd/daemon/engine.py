@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -34,6 +35,7 @@ from bgtaskd.daemon.writer import Writer
 from bgtaskd.model import (
     ENDED,
     LIVE,
+    RECORD,
     CouldNotStart,
     Due,
     Event,
@@ -91,6 +93,8 @@ class Engine:
         self.next_id = storage.next_task_id()
         self.on_stop: Callable[[Task], None] = lambda task: None
         self.on_stuck: Callable[[int, int], None] = lambda task_id, attempt: None
+        self.records: Counter[int] = Counter()
+        """Records that have not ended, by owner."""
         self.message_seqs: dict[int, int] = {}
         self.signal_subscribers: list[Callable[[Task, Message], None]] = []
         self.config_subscribers: list[Callable[[Task, Any], None]] = []
@@ -153,6 +157,7 @@ class Engine:
         queue = task.spec.queue
         starts = (
             task.state is State.QUEUED
+            and task.spec.kind != RECORD
             and not self._is_held()
             and self.scheduler.take_at_once(task.id, queue)
         )
@@ -198,7 +203,9 @@ class Engine:
         if task.spec.merge_key is not None:
             self.merge_keys[task.owner_uid, task.spec.merge_key] = task.id
         queue = task.spec.queue
-        if task.state is State.DELAYED:
+        if task.spec.kind == RECORD:
+            self.records[task.owner_uid] += 1
+        elif task.state is State.DELAYED:
             self.scheduler.delay(task.id, queue, task.not_before or 0)
         elif task.state is State.QUEUED:
             self.scheduler.add(task.id, queue, task.spec.priority)
@@ -206,7 +213,8 @@ class Engine:
             self.scheduler.occupy(task.id, queue)
 
     def _unindex(self, task: Task) -> None:
-        self.live.pop(task.id, None)
+        if self.live.pop(task.id, None) is not None and task.spec.kind == RECORD:
+            self.records[task.owner_uid] -= 1
         self.scheduler.forget(task.id, task.spec.queue)
         if (
             task.spec.merge_key is not None

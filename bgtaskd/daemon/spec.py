@@ -10,14 +10,15 @@ from typing import Any, Final
 
 from bgtaskd.config import Config
 from bgtaskd.errors import InvalidSpec, NoSuchQueue
-from bgtaskd.model import NEVER_RETRIED, Result, TaskSpec, canonical_json
+from bgtaskd.model import NEVER_RETRIED, RECORD, Result, TaskSpec, canonical_json
 from bgtaskd.properties import PropertyError, check_properties
 
 NAME_MAX: Final = 200
 BYTES_MAX: Final = 256 * 1024
 USEC_MAX: Final = 366 * 86_400_000_000 * 100
 RETRIES_MAX: Final = 1_000_000
-KINDS: Final = ("command", "python")
+KINDS: Final = ("command", "python", RECORD)
+RECORD_FIELDS: Final = frozenset("kind name argv queue merge_key settings".split())
 TARGET: Final = re.compile(r"(?:/[^\0\n]*|[^\W\d]\w*(?:\.[^\W\d]\w*)*):[^\W\d]\w*(?:\.[^\W\d]\w*)*")
 TARGET_MAX: Final = 4096
 FAILURE_MAX: Final = 64 * 1024
@@ -32,7 +33,9 @@ def read_spec(data: Mapping[str, Any], config: Config, user: str) -> TaskSpec:
     for field in ("name", "merge_key", "queue", "user"):
         plain_text(field, given.get(field))
     argv = tuple(given["argv"])
-    if not argv or not argv[0]:
+    if kind == RECORD:
+        _check_record(given)
+    elif not argv or not argv[0]:
         raise InvalidSpec(field="argv", reason="must name a program")
     env = given.get("env", {})
     cwd = given.get("cwd")
@@ -48,7 +51,9 @@ def read_spec(data: Mapping[str, Any], config: Config, user: str) -> TaskSpec:
         raise InvalidSpec(field="env", reason="a name must not be empty or have a =")
     if cwd is not None and not cwd.startswith("/"):
         raise InvalidSpec(field="cwd", reason="must be an absolute path")
-    own_name = os.path.basename(argv[0]) if target is None else target.rpartition(":")[2]
+    own_name = (
+        os.path.basename(argv[0] if argv else "") if target is None else target.rpartition(":")[2]
+    )
     name = given.get("name") or _shown(own_name)[:NAME_MAX]
     if not 1 <= len(name) <= NAME_MAX or "\0" in name:
         raise InvalidSpec(field="name", reason=f"must have 1 to {NAME_MAX} characters, no NUL")
@@ -121,6 +126,15 @@ def plain_json(field: str, value: Any) -> None:
 
 def _shown(text: str) -> str:
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def _check_record(given: Mapping[str, Any]) -> None:
+    if given["argv"]:
+        raise InvalidSpec(field="argv", reason="must be empty: a record runs nothing")
+    for field in given.keys() - RECORD_FIELDS:
+        raise InvalidSpec(field=field, reason="has no meaning for a record: it runs nothing")
+    if not given.get("name"):
+        raise InvalidSpec(field="name", reason="must say what the record is of")
 
 
 def _target(kind: str, given: Mapping[str, Any]) -> tuple[str | None, tuple[str, ...]]:

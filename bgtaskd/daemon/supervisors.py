@@ -15,6 +15,7 @@ from bgtaskd.daemon.engine import Engine, now_usec
 from bgtaskd.daemon.launcher_link import LauncherError
 from bgtaskd.model import (
     LIVE,
+    RECORD,
     Exited,
     Frozen,
     IllegalTransition,
@@ -215,7 +216,7 @@ class Supervisors:
     def recover(self) -> None:
         """At start-up: every attempt that was under way is looked at; supervisors that live will call."""
         for task in list(self.engine.live.values()):
-            if task.state in LIVE:
+            if task.state in LIVE and task.spec.kind != RECORD:
                 self.engine.job(self._recover(task))
         stale = [one for one in self._recorded() if not self._is_under_way(*one)]
         if stale:

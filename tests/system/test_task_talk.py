@@ -162,3 +162,63 @@ def test_a_shell_task_waits_for_a_message(app: Container) -> None:
     wait(app, task_id)
     output = app.output("bgtaskctl", "output", str(task_id), user="alice").splitlines()
     assert output == ['1 go {"n": 1}', "bgtaskctl: timed out", "none"]
+
+
+def ctl(machine: Container, *words: str, check: bool = True) -> str:
+    done = machine.run(["bgtaskctl", *words], user="alice", check=False)
+    assert (done.returncode == 0) == check, done.stderr
+    return (done.stdout + done.stderr).strip()
+
+
+def test_a_record_is_told_by_hand_and_outlives_the_daemon(app: Container) -> None:
+    task_id = int(ctl(app, "record", "add", "Nightly import", "--settings", '{"a": 1}'))
+    record = get(app, task_id)
+    assert (record["kind"], record["state"], record["unit"]) == ("record", "queued", "")
+    kill(app)
+    ctl(app, "update", "--id", str(task_id), "--finished", "1", "--total", "4", "row 1")
+    assert get(app, task_id)["state"] == "running"
+    kill(app)
+    record = get(app, task_id)
+    assert record["state"] in (
+        "running",
+        "queued",
+    )  # what was reported is on the disk within a second
+    ctl(app, "record", "started", str(task_id), "again")
+    kill(app)
+    record = get(app, task_id)
+    assert (record["state"], record["message"], record["attempt"]) == ("running", "again", 0)
+    ctl(app, "record", "finished", str(task_id), "--value", '{"rows": 4}')
+    kill(app)
+    record = get(app, task_id)
+    assert (record["state"], record["result"], record["value"], record["percent"]) == (
+        "finished",
+        "success",
+        {"rows": 4},
+        100,
+    )
+    assert "record - Nightly import" in ctl(app, "status", str(task_id))
+    assert "it has ended already" in ctl(app, "record", "started", str(task_id), check=False)
+
+
+def test_a_record_can_be_stopped_and_nothing_else_be_done_to_it(app: Container) -> None:
+    task_id = ctl(app, "record", "add", "elsewhere")
+    ctl(app, "record", "started", task_id)
+    for verb in ("pause", "kill"):
+        assert "work is done elsewhere" in ctl(app, verb, task_id, check=False)
+    ctl(app, "stop", task_id)
+    record = get(app, int(task_id))
+    assert (record["state"], record["result"]) == ("stopped", "stopped")
+    assert "stopped" in ctl(app, "update", "--id", task_id, "more", check=False)
+    assert "work is done elsewhere" in ctl(app, "retry", task_id, check=False)
+    ctl(app, "rm", task_id)
+    failed = ctl(app, "record", "add", "elsewhere")
+    ctl(app, "record", "failed", failed, "disk full")
+    assert "failed (error)" in ctl(app, "list")
+    assert "disk full" in ctl(app, "status", failed)
+    task = start(app, "--", "sleep", "600")
+    assert "it is no record" in ctl(app, "record", "finished", str(task), check=False)
+    assert "belongs to another" in (
+        app.run(["bgtaskctl", "record", "add", "x"], user="bob").stdout
+        and app.run(["bgtaskctl", "record", "finished", str(task)], user="bob", check=False).stderr
+    )
+    ctl(app, "stop", str(task))

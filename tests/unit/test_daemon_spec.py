@@ -98,6 +98,19 @@ def test_a_target_that_python_can_import_is_taken(target: str) -> None:
     assert TaskSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("argv", ["true"]), ("env", {"A": "b"}), ("retries", 1), ("timeout_usec", 5), ("cwd", "/")],
+)
+def test_a_record_runs_nothing(field: str, value: Any) -> None:
+    given = {"kind": "record", "argv": [], "name": "import"}
+    assert read_spec(given, CONFIG, "root").name == "import"
+    for wrong in ({**given, field: value}, {**given, "name": None}):
+        with pytest.raises(InvalidSpec) as caught:
+            read_spec(wrong, CONFIG, "root")
+    assert caught.value.parameters["field"] == "name"
+
+
 def test_a_failure_is_bounded() -> None:
     check_failure({"type": "E", "message": "m", "traceback": "t" * 60_000})
     for wrong in ({"traceback": "é" * 33_000}, {"message": HALF}):

@@ -57,8 +57,8 @@ EVENTS = st.one_of(
 )
 
 
-def task(retries: int = 0) -> Task:
-    spec = TaskSpec(name="t", argv=("true",), retries=retries)
+def task(retries: int = 0, kind: str = "command") -> Task:
+    spec = TaskSpec(kind=kind, name="t", argv=("true",), retries=retries)
     return Task(1, spec, 1000, "alice", 1000, State.QUEUED, created=0, updated=0)
 
 
@@ -116,6 +116,24 @@ def test_a_success_is_at_a_hundred_and_a_failure_where_it_was() -> None:
     running = follow(task(), Picked(1, "b"), Started(2, 7), Reported(3, percent=40.0))
     assert follow(running, Exited(4, Result.SUCCESS)).percent == 100
     assert follow(running, Exited(4, Result.EXIT_CODE, exit_status=1)).percent == 40
+
+
+def test_a_record_is_told_by_hand_and_nothing_else_is() -> None:
+    record = task(kind="record")
+    assert follow(record, Started(2, 0)).state is State.RUNNING
+    told = follow(record, Reported(3, percent=5.0))
+    assert (told.state, told.started, told.percent, told.unit) == (State.RUNNING, 3, 5.0, "")
+    for result, state in (
+        (Result.SUCCESS, State.FINISHED),
+        (Result.EXIT_CODE, State.FAILED),
+        (Result.STOPPED, State.STOPPED),
+    ):
+        for before in (record, told):
+            ended = follow(before, Exited(4, result, error="e"))
+            assert (ended.state, ended.result, ended.ended) == (state, result, 4)
+    for event in (Started(2, 0), Reported(3), Exited(4, Result.SUCCESS)):
+        with pytest.raises(IllegalTransition):
+            follow(task(), event)
 
 
 def test_what_a_task_says_of_its_failure_is_its_error() -> None:
