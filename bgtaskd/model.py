@@ -240,6 +240,8 @@ class Task:
             "error": self.error,
             "failure": self.failure,
             "target": self.spec.target,
+            "argv": list(self.spec.argv),
+            "cwd": self.spec.cwd,
             "created": self.created,
             "started": self.started,
             "updated": self.updated,

@@ -52,4 +52,9 @@ def main(root: str, target: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else "index.json")
+    if not 2 <= len(sys.argv) <= 3 or not Path(sys.argv[1]).is_dir():
+        sys.exit("usage: index_docs.py DIRECTORY [INDEX.json]")
+    try:
+        main(sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else "index.json")
+    except OSError as error:
+        sys.exit(f"index_docs.py: {error.filename}: {error.strerror}")

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -119,6 +120,9 @@ def task_status(task: TaskInfo, output: bytes, columns: int | None, colours: boo
         + (f" {escaped(task.target)}" if task.target else "")
         + (f", attempt {task.attempt}" if task.attempt > 1 else ""),
     )
+    if task.argv and task.kind == "command":
+        command = shlex.join([escaped(one) for one in task.argv])
+        row("Command", command if columns is None else cut(command, columns - 13))
     row("User", f"{escaped(task.user)}")
     if task.unit:
         row(

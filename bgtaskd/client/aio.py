@@ -104,10 +104,12 @@ class AsyncClient:
 
     async def list(self, **only: Any) -> list[TaskInfo]:
         """Tasks, newest first. ``only``: states, queue, name, user, before, limit."""
-        reply = await self.call(
-            "List", **{key: one for key, one in only.items() if one is not None}
-        )
-        return [TaskInfo.from_wire(one) for one in reply["tasks"]]
+        given = {key: one for key, one in only.items() if one is not None}
+        tasks: list[TaskInfo] = []
+        async with aclosing(self.stream("List", **given)) as replies:
+            async for reply in replies:
+                tasks += [TaskInfo.from_wire(one) for one in reply["tasks"]]
+        return tasks
 
     async def watch(self, ids: Sequence[int] | None = None) -> AsyncIterator[TaskEvent]:
         """Every change: of these tasks until all have ended, or of all tasks for ever."""

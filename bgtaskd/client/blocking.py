@@ -234,7 +234,8 @@ class Client:
         parameters = {
             key: value for key, value in locals().items() if key != "self" and value is not None
         }
-        return [TaskInfo.from_wire(one) for one in self.call("List", **parameters)["tasks"]]
+        replies = self.stream("List", **parameters)
+        return [TaskInfo.from_wire(one) for reply in replies for one in reply["tasks"]]
 
     def watch(self, ids: Sequence[int] | None = None) -> Iterator[TaskEvent]:
         """Every change: of these tasks until all have ended, or of all tasks for ever."""

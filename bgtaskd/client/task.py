@@ -49,6 +49,8 @@ class TaskInfo:
     error: str | None
     failure: Failure | None
     target: str | None
+    argv: Sequence[str]
+    cwd: str | None
     created: int
     started: int | None
     updated: int

@@ -40,6 +40,7 @@ from bgtaskd.model import (
     State,
     StopReason,
     Task,
+    canonical_json,
 )
 from bgtaskd.protocol.peer import Peer
 from bgtaskd.protocol.server import Call, Handler, Reply, Streamed
@@ -54,6 +55,8 @@ from bgtaskd.storage.interface import (
 )
 
 LIST_MAX: Final = 1000
+LIST_WEIGHT: Final = 512 * 1024
+"""Characters of JSON in a reply's settings and values; escaped, they may be six times as many bytes."""
 # What a task may ask of itself, whoever it runs as. All of them pass only whoever may see the task.
 FOR_TASKS: Final = frozenset(
     "Get Watch Wait Output Signal Signals ClearSignals Report GetConfig".split()
@@ -233,19 +236,28 @@ async def list_(api: Api, call: Call) -> AsyncGenerator[Streamed, None]:
             min(limit, LIST_MAX),
         )
         rows = [api.engine.live.get(task.id, task) for task in api.engine.storage.list(query)]
-        limit -= len(rows)
-        more = call.more and limit > 0 and len(rows) == query.limit
-        yield {"tasks": [_in_list(api.shown(task)) for task in rows]}, more
+        page = _page([api.shown(task) for task in rows])
+        limit -= len(page)
+        there_are_more = len(page) < len(rows) or len(rows) == query.limit
+        more = call.more and limit > 0 and there_are_more
+        yield {"tasks": page}, more
         if not more:
             return
-        before = rows[-1].id
+        before = page[-1]["id"]
 
 
-def _in_list(shown: dict[str, Any]) -> dict[str, Any]:
-    """A task as List has it: a thousand tracebacks would be too much for one message."""
-    if shown["failure"]:
-        shown["failure"] = {**shown["failure"], "traceback": ""}
-    return shown
+def _page(tasks: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """So many of the tasks, as List has them, as fit into one reply; one at least."""
+    weight = 0
+    for number, task in enumerate(tasks):
+        task["argv"] = []
+        if task["failure"]:
+            task["failure"] = {**task["failure"], "traceback": ""}
+        large = [task[name] for name in ("settings", "value") if task[name] is not None]
+        weight += sum(len(canonical_json(one)) for one in large)
+        if number and weight > LIST_WEIGHT:
+            return tasks[:number]
+    return tasks
 
 
 def _inner_states(names: list[str]) -> list[State]:

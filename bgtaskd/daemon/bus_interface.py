@@ -77,6 +77,8 @@ TASK_FIELDS: Final[Mapping[str, str]] = {
     "error": "s",
     "failure": "json",
     "target": "s",
+    "argv": "as",
+    "cwd": "s",
     "created": "t",
     "started": "t",
     "updated": "t",
@@ -106,6 +108,8 @@ def task_values(task: Mapping[str, Any]) -> dict[str, Variant]:
             values[name] = Variant("s", text(json.dumps(value, ensure_ascii=False)))
         elif signature == "s":
             values[name] = Variant("s", text(value))
+        elif signature == "as":
+            values[name] = Variant("as", [text(one) for one in value])
         elif signature == "d":
             values[name] = Variant("d", float(value))
         else:

@@ -278,7 +278,7 @@ class Engine:
     def schedule(self) -> None:
         """Start what may start; set the clock for what is delayed."""
         for task_id in self.scheduler.due(now_usec()):
-            self.job(self.change(task_id, Due(now_usec())))
+            self.job(self._due(task_id))
         if not self._is_held():
             for task_id in list(self.scheduler.take()):
                 self.job(self._start(task_id))
@@ -305,8 +305,17 @@ class Engine:
             loop.call_later(HOLD_SECONDS, self.schedule)
 
     async def _start(self, task_id: int) -> None:
-        task = await self.change(task_id, Picked(now_usec(), self.boot_id))
-        await self.launch(task)
+        if self._is_in(task_id, State.QUEUED):  # nobody has stopped it meanwhile
+            task = await self.change(task_id, Picked(now_usec(), self.boot_id))
+            await self.launch(task)
+
+    async def _due(self, task_id: int) -> None:
+        if self._is_in(task_id, State.DELAYED):
+            await self.change(task_id, Due(now_usec()))
+
+    def _is_in(self, task_id: int, state: State) -> bool:
+        task = self.live.get(task_id)
+        return task is not None and task.state is state
 
     async def launch(self, task: Task) -> None:
         """Ask the launcher for the task's present attempt, until it answers or the attempt is known to run.

@@ -64,8 +64,8 @@ def main() -> None:
         config = load_config(places.config, places.conf_d)
     except ConfigErrors as errors:
         for one in errors.errors:
-            sys.stderr.write(f"bgtaskd: {one}\n")
-        sys.exit(1)
+            sys.stderr.write(f"<3>bgtaskd: {one}\n")
+        sys.exit(os.EX_CONFIG)
     try:
         asyncio.run(Daemon(places, config).run())
     except (StorageError, OSError) as error:

@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from bgtaskd.daemon.engine import Engine
-from bgtaskd.errors import InvalidSpec, TimedOut
+from bgtaskd.errors import InvalidSpec, RemoteError, TimedOut
 from bgtaskd.launcher.accounting import Cgroup
 from bgtaskd.logs.outputreader import OutputReader
 from bgtaskd.model import ENDED, Task
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from bgtaskd.daemon.api import Api
     from bgtaskd.protocol.server import Call, Streamed
 
+EXPECTED_MORE: Final = "org.varlink.service.ExpectedMore"
 IDS_MAX: Final = 100_000
 CHUNK: Final = 64 * 1024
 CHUNK_MAX: Final = 256 * 1024
@@ -60,6 +61,8 @@ class Changes:
 
 async def watch(api: Api, call: Call) -> AsyncGenerator[Streamed, None]:
     """See Watch in org.bgtaskd.varlink."""
+    if not call.more:
+        raise RemoteError(EXPECTED_MORE, {})
     ids = call.parameters.get("ids")
     if ids is None:
         changes = Changes(api.engine, lambda task: api.policy.may_see(call.peer, task))

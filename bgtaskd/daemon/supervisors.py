@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from bgtaskd.daemon.engine import Engine, now_usec
+from bgtaskd.daemon.hearsay import BadHearsay, check_exit, check_message
 from bgtaskd.daemon.launcher_link import LauncherError
 from bgtaskd.model import (
     LIVE,
@@ -211,7 +212,15 @@ class Supervisors:
             return None
         except (OSError, ValueError):
             return {}
-        return data if isinstance(data, dict) else {}
+        if not isinstance(data, dict):
+            return {}
+        try:
+            if "exit" in data:
+                check_exit(data["exit"])
+        except BadHearsay as error:
+            log.warning("The record of %d.%d is not understood: %s", task_id, attempt, error)
+            return {}
+        return data
 
     def recover(self) -> None:
         """At start-up: every attempt that was under way is looked at; supervisors that live will call."""
@@ -256,7 +265,8 @@ class Call(asyncio.Protocol):
         self._supervisors = supervisors
         self._uid = uid
         self._buffer = b""
-        self._queue: list[dict[str, Any]] = []
+        self._queue: list[Mapping[str, Any]] = []
+        self._complained = False
         self._working = False
         self._lost = False
         self.key: tuple[int, int] | None = None
@@ -275,10 +285,19 @@ class Call(asyncio.Protocol):
         if len(self._buffer) > BUFFER_MAX:
             self._transport.abort()
             return
-        self._queue.extend(json.loads(one) for one in whole)
-        if not self._working:
+        self._queue.extend(said for one in whole if (said := self._read(one)) is not None)
+        if self._queue and not self._working:
             self._working = True
             self._supervisors.engine.job(self._work())
+
+    def _read(self, data: bytes) -> Mapping[str, Any] | None:
+        try:
+            return check_message(json.loads(data))
+        except (BadHearsay, ValueError, RecursionError) as error:
+            if not self._complained:
+                log.warning("The supervisor of %s said what is not understood: %s", self.key, error)
+            self._complained = True
+            return None
 
     async def _work(self) -> None:
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import grp
 import os
+import sys
 
 from bgtaskd.config import CONF_D, PATH, Config, ConfigErrors, load_config
 from bgtaskd.launcher.users import User
@@ -48,7 +49,10 @@ class UidPolicy:
             try:
                 self._config = load_config(root_owned=True)
             except ConfigErrors as errors:
-                raise NotAllowed(f"the policy cannot be read: {errors.errors[0]}") from None
+                if self._config is None:
+                    raise NotAllowed(f"the policy cannot be read: {errors.errors[0]}") from None
+                # As the daemon's reload has it: a mistake in a file fails no task.
+                sys.stderr.write(f"<3>Kept the old policy: {errors.errors[0]}\n")
             self._stamp = stamp
         return self._config
 

@@ -157,3 +157,26 @@ def test_a_refusal_names_the_field(machine: Container, options: list[str], named
     assert named in done.stderr
     assert "Traceback" not in done.stderr
     assert len(done.stderr.strip().splitlines()) <= 2
+
+
+def test_a_mistake_in_the_configuration_is_told_once_and_no_task_suffers(
+    machine: Container,
+) -> None:
+    task = machine.output("bgtaskctl", "run", "--", "sleep", "600", user="bob")
+    conf = "/etc/bgtaskd/conf.d/mistake.yaml"
+    machine.write(conf, "queues:\n  slow:\n    slots: many\n")
+    machine.run(["systemctl", "restart", "bgtaskd.service"], check=False)
+    # The supervisor's calls start it again, until the sockets have had enough of that.
+    sockets = ["bgtaskd.socket", "bgtaskd-supervisors.socket"]
+    state = ["systemctl", "is-failed", "bgtaskd.service", *sockets]
+    machine.wait_for(
+        "peace", lambda: machine.run(state, check=False).stdout.split()[::2] == ["failed"] * 2
+    )
+    shown = machine.systemctl("show", "-p", "ExecMainStatus", "-p", "NRestarts", "bgtaskd.service")
+    assert set(shown.split()) == {"ExecMainStatus=78", "NRestarts=0"}
+    told = machine.run(["systemctl", "status", "bgtaskd.service"], check=False).stdout
+    assert f"{conf}:3: queues.slow.slots" in told
+    machine.run(["rm", conf])
+    machine.systemctl("start", "bgtaskd.service")
+    assert "running" in machine.output("bgtaskctl", "status", task, user="bob")
+    machine.run(["bgtaskctl", "stop", task], user="bob")

@@ -130,6 +130,17 @@ def test_pypis_varlink_client_lists_starts_waits_and_streams(socket_path: str) -
         assert started["id"] in [task["id"] for task in listed]
         with pytest.raises(varlink.VarlinkError, match="NoSuchTask"):
             remote.Get(10**9)
+        with pytest.raises(varlink.VarlinkError, match="ExpectedMore"):
+            remote.Watch()
+
+
+def test_a_list_larger_than_a_message_comes_in_pieces(socket_path: str) -> None:
+    with bgtaskd.Client(socket_path) as client:
+        large = {"text": "\0" * 40_000}  # 240 KB as JSON has it
+        ids = [client.start(["true"], settings=large, name="large") for _ in range(60)]
+        client.wait(ids[-1])
+        assert [task.id for task in client.list(name="large", limit=60)] == ids[::-1]
+        assert [task.id for task in client.list(name="large", limit=7)] == ids[:-8:-1]
 
 
 def test_a_string_that_is_no_text_is_refused_and_harms_nobody(socket_path: str) -> None:
