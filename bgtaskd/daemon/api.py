@@ -345,10 +345,8 @@ async def _freeze(api: Api, call: Call, op: str, state: State, why: str) -> Repl
     try:
         await api.engine.launcher.insist(op, id=task.id, attempt=task.attempt)
         if api.launcher_mode == "process":
-            from bgtaskd.model import Frozen, Thawed
-
-            await api.engine.change(task.id, (Frozen if op == "freeze" else Thawed)(now_usec()))
-        elif api.engine.live.get(task.id, task).state is state:
+            api.supervisors.told_frozen(task, op == "freeze")
+        if api.engine.live.get(task.id, task).state is state:
             await changed.next(within=5.0)
     finally:
         changed.close()

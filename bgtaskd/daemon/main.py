@@ -218,7 +218,7 @@ class Daemon:
     def _start_launcher(self) -> None:
         places = self._places
         argv = [sys.executable, "-m", "bgtaskd.launcher.main", "--mode=process"]
-        argv += [f"--state={places.state}", f"--run={places.run}"]
+        argv += [f"--state={places.state}", f"--run={places.run}", "--until-stdin-ends"]
         root = str(Path(bgtaskd.__file__).parent.parent)
         env = {
             key: value
@@ -227,7 +227,7 @@ class Daemon:
         }
         path = os.pathsep.join(filter(None, (root, env.get("PYTHONPATH"))))
         self._launcher_process = subprocess.Popen(
-            argv, env={**env, "PYTHONPATH": path}, stdin=subprocess.DEVNULL
+            argv, env={**env, "PYTHONPATH": path}, stdin=subprocess.PIPE
         )
 
     async def _start_bus(self) -> None:

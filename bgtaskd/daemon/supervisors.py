@@ -67,6 +67,12 @@ class Supervisors:
         if call is not None:
             call.send({"stopping": True})
 
+    def told_frozen(self, task: Task, frozen: bool) -> None:
+        """Without scopes a supervisor does not see that its task was stopped, or goes on: it is told."""
+        call = self.connections.get((task.id, task.attempt))
+        if call is not None:
+            call.send({"frozen": frozen})
+
     # --- what supervisors say -------------------------------------------------------------------
 
     async def hello(self, call: Call, said: Mapping[str, Any]) -> None:

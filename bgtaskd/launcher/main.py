@@ -17,7 +17,6 @@ import socket
 import struct
 import sys
 import traceback
-from collections.abc import Callable
 from typing import Any, Final
 
 from bgtaskd.launcher.messages import MESSAGE_MAX, BadMessage, integer
@@ -83,10 +82,9 @@ class Launcher:
         self._listener = listener
         self._peers = peers
         self._operations = operations
-        self._handlers: dict[int, Callable[[], None]] = {}
 
-    def run(self) -> None:
-        """For ever."""
+    def run(self, until: int | None = None) -> None:
+        """For ever, or until a descriptor is at its end."""
         operations = self._operations
         connections: dict[int, Connection] = {}
         while True:
@@ -97,7 +95,11 @@ class Launcher:
             watched = operations.watched()
             for fd in watched:
                 poll.register(fd, select.POLLIN)
+            if until is not None:
+                poll.register(until, select.POLLIN)
             ready = {fd for fd, _ in poll.poll(operations.timeout_ms())}
+            if until in ready:
+                return
             for fd in ready & watched.keys():
                 watched[fd]()
             for fd, connection in list(connections.items()):
@@ -161,6 +163,11 @@ def main() -> None:
     parser.add_argument("--mode", choices=("scope", "user", "process"), default="scope")
     parser.add_argument("--state", default="/var/lib/bgtaskd", help="where exits/ and tasks/ are")
     parser.add_argument("--run", default="/run/bgtaskd", help="where the sockets are")
+    parser.add_argument(
+        "--until-stdin-ends",
+        action="store_true",
+        help="end with the process that holds the other end of our standard input",
+    )
     arguments = parser.parse_args()
     system = arguments.mode == "scope"
     listener = _listener(arguments.run)
@@ -176,7 +183,7 @@ def main() -> None:
     os.makedirs(places.notify, 0o711, exist_ok=True)
     operations = Operations(arguments.mode, places, UidPolicy(system))
     _tell_systemd("READY=1\nSTATUS=Ready to launch tasks")
-    Launcher(listener, peers, operations).run()
+    Launcher(listener, peers, operations).run(0 if arguments.until_stdin_ends else None)
 
 
 def _listener(run: str) -> socket.socket:

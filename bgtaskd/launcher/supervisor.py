@@ -282,6 +282,8 @@ class Supervisor:
                 self._feed()
             if message.get("stopping"):
                 self.stop_asked = True
+            if self.cgroup is None and isinstance(message.get("frozen"), bool):
+                self._set_frozen(message["frozen"])  # of sessions nobody else tells
             if isinstance(message.get("progress"), dict):
                 self.progress.update(message["progress"])
             if isinstance(message.get("stdin"), str):
@@ -296,7 +298,10 @@ class Supervisor:
 
     def _look_at_cgroup(self) -> None:
         assert self.cgroup is not None
-        frozen = self.cgroup.values("cgroup.events").get("frozen") == 1
+        self._set_frozen(self.cgroup.values("cgroup.events").get("frozen") == 1)
+
+    def _set_frozen(self, frozen: bool) -> None:
+        """The clocks stand still while the task does."""
         now = time.monotonic()
         if frozen and self.frozen_since is None:
             self.frozen_since = now

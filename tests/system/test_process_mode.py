@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import subprocess
 import sys
 import time
@@ -70,6 +71,53 @@ def test_stop_kills_what_ignores_sigterm(client: bgtaskd.Client) -> None:
     assert client.get(task_id).state == "paused"
     client.stop(task_id)
     assert client.wait(task_id, timeout=10).state == "stopped"
+
+
+def test_clocks_stand_still_while_a_task_is_paused(client: bgtaskd.Client) -> None:
+    task_id = client.start(["sh", "-c", "echo ready; sleep 0.2"], timeout=0.8, stall_timeout=0.8)
+    next(chunk for chunk in client.output_chunks(task_id, follow=True) if chunk.data)
+    client.pause(task_id)
+    time.sleep(1.0)  # longer than it may take
+    assert client.get(task_id).state == "paused"
+    client.resume(task_id)
+    assert client.wait(task_id, timeout=10).result == "success"
+
+
+def test_a_launcher_goes_with_its_daemon_and_no_task_with_either(tmp_path: Path) -> None:
+    argv = [sys.executable, "-m", "bgtaskd.daemon.main", "--launcher=process"]
+    argv += [f"--state={tmp_path}", f"--socket={tmp_path}/control.sock"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+    def started() -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(argv, env=env, cwd=tmp_path)
+        deadline = time.monotonic() + 20
+        while True:
+            try:
+                bgtaskd.Client(f"{tmp_path}/control.sock").status()
+                return process
+            except errors.NotReachable:
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+
+    daemon = started()
+    with bgtaskd.Client(f"{tmp_path}/control.sock") as one:
+        script = "echo ready; until [ -e go ]; do sleep 0.05; done"
+        task_id = one.start(["sh", "-c", script], cwd=str(tmp_path))
+        next(chunk for chunk in one.output_chunks(task_id, follow=True) if chunk.data)
+    children = Path(f"/proc/{daemon.pid}/task/{daemon.pid}/children").read_text().split()
+    [launcher] = [int(pid) for pid in children]
+    watched = os.pidfd_open(launcher)
+    daemon.kill()
+    daemon.wait()
+    poll = select.poll()
+    poll.register(watched, select.POLLIN)
+    assert poll.poll(10_000), "the launcher goes on"
+    daemon = started()
+    with bgtaskd.Client(f"{tmp_path}/control.sock") as one:
+        (tmp_path / "go").touch()
+        assert one.wait(task_id, timeout=20).result == "success"
+    daemon.terminate()
+    daemon.wait(20)
 
 
 def test_merging_and_the_mailbox(client: bgtaskd.Client) -> None:
