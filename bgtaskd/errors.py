@@ -74,6 +74,10 @@ class InvalidResult(BgtaskdError):
     """What execute() returned is not JSON, or more than can be stored."""
 
 
+class FailCalled(BgtaskdError):
+    """status.fail() was called where the task has no process of its own to end: in a request."""
+
+
 class NotInTask(BgtaskdError):
     """bgtaskd.current() was called outside of a task."""
 

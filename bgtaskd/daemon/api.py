@@ -101,11 +101,20 @@ class Api:
         return {name: self._bind(name, one) for name, one in OPERATIONS.items()}
 
     def handlers_for_tasks(self) -> dict[str, Handler]:
-        """What may be asked on the socket that any task may connect to."""
-        return {
-            name: self._bind(name, one) if name in FOR_TASKS else _not_for_tasks
-            for name, one in OPERATIONS.items()
-        }
+        """What may be asked on the socket that any task may connect to, by whoever has one."""
+        handlers = self.handlers()
+
+        def handle(call: Call) -> Awaitable[Reply] | AsyncGenerator[Streamed, None]:
+            name = call.method.rpartition(".")[2]
+            if name not in FOR_TASKS:
+                raise PermissionDenied(
+                    reason=f"{name} is for the group bgtask; here tasks read and report of themselves only"
+                )
+            if not self.engine.users[call.peer.uid]:
+                raise PermissionDenied(reason="here only tasks are served, and none runs as you")
+            return handlers[name](call)
+
+        return dict.fromkeys(OPERATIONS, handle)
 
     def _bind(
         self, name: str, one: Operation
@@ -164,11 +173,6 @@ class Api:
         if task.state in (State.RUNNING, State.PAUSED) and task.unit:
             task = replace(task, **streams.usage_now(task))
         return task.to_json()
-
-
-async def _not_for_tasks(call: Call) -> Reply:
-    reason = "here tasks read and report of themselves only; starting and steering is for the group bgtask"
-    raise PermissionDenied(reason=f"{call.method.rpartition('.')[2]}: {reason}")
 
 
 async def start(api: Api, call: Call) -> Reply:

@@ -95,6 +95,8 @@ class Engine:
         self.on_stuck: Callable[[int, int], None] = lambda task_id, attempt: None
         self.records: Counter[int] = Counter()
         """Records that have not ended, by owner."""
+        self.users: Counter[int] = Counter()
+        """Tasks that have not ended, by the user they run as."""
         self.message_seqs: dict[int, int] = {}
         self.signal_subscribers: list[Callable[[Task, Message], None]] = []
         self.config_subscribers: list[Callable[[Task, Any], None]] = []
@@ -200,6 +202,7 @@ class Engine:
 
     def _index(self, task: Task) -> None:
         self.live[task.id] = task
+        self.users[task.uid] += 1
         if task.spec.merge_key is not None:
             self.merge_keys[task.owner_uid, task.spec.merge_key] = task.id
         queue = task.spec.queue
@@ -213,8 +216,10 @@ class Engine:
             self.scheduler.occupy(task.id, queue)
 
     def _unindex(self, task: Task) -> None:
-        if self.live.pop(task.id, None) is not None and task.spec.kind == RECORD:
-            self.records[task.owner_uid] -= 1
+        if self.live.pop(task.id, None) is not None:
+            self.users[task.uid] -= 1
+            if task.spec.kind == RECORD:
+                self.records[task.owner_uid] -= 1
         self.scheduler.forget(task.id, task.spec.queue)
         if (
             task.spec.merge_key is not None

@@ -53,7 +53,7 @@ class Mailbox(TaskStatus):
         def wait() -> Message | None:
             left = None if end is None else max(0.0, end - time.monotonic())
             with closing(self.client.watch_signals(self.id, timeout=left)) as messages:
-                return next((one for one in messages if one.name not in self._handlers), None)
+                return next((one for one in messages if self._is_for_anybody(one)), None)
 
         while True:
             try:
@@ -65,8 +65,22 @@ class Mailbox(TaskStatus):
                     raise
                 time.sleep(AGAIN_SECONDS)
                 continue
-            if message is None or self.clear_signals([message.seq]):
-                return message  # if another thread of the task was faster, there may be a next one
+            if message is None:
+                return None
+            with self._handling:
+                mine = message.seq not in self._handled
+                self._handled.add(message.seq)
+            if not mine:
+                continue  # another thread was faster
+            try:
+                self.clear_signals([message.seq])
+            except BgtaskdError:
+                self._handled.discard(message.seq)
+                raise
+            return message
+
+    def _is_for_anybody(self, message: Message) -> bool:
+        return message.name not in self._handlers and message.seq not in self._handled
 
     def on_signal(self, name: str, handler: OnMessage | None = None) -> Any:
         """Have ``handler(message)`` called for each message of this name; also as a decorator.

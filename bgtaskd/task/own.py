@@ -11,7 +11,7 @@ from typing import Any, Final, NoReturn
 
 from bgtaskd.client.blocking import Client
 from bgtaskd.client.task import TaskInfo
-from bgtaskd.errors import NotInTask
+from bgtaskd.errors import FailCalled, NotInTask
 from bgtaskd.task.mailbox import Mailbox
 from bgtaskd.task.patience import patiently
 from bgtaskd.task.prints import Prints
@@ -86,8 +86,14 @@ class OwnStatus(Mailbox):
         self.update(100.0, message)
 
     def fail(self, message: str) -> NoReturn:
-        """End the task here and now as failed, with this message."""
+        """End the task here and now as failed, with this message.
+
+        Where the task has no process of its own, in a request of a web server, this raises FailCalled.
+        """
         failure = {"type": "TaskFailed", "message": str(message)[:4096], "traceback": ""}
+        if self._reporter is None:
+            self.report_end(failure=failure)
+            raise FailCalled(str(message))
         print(f"Failed: {message}", file=sys.stderr)
         self.report_end(failure=failure)
         if threading.current_thread() is not threading.main_thread():

@@ -11,8 +11,9 @@ from typing import Any
 
 from bgtaskd.errors import InvalidTarget, StartedWhileLoading
 
-MAIN = "__bgtask_main__"
-"""What a script is called in the task: not __main__, so that what it does when it is run is not done again."""
+MAIN = "__mp_main__"
+"""What a script is called in the task: not __main__, so that what it does when it is run is not done again.
+By this name multiprocessing loads it in its own new processes, so what is pickled here is found there."""
 
 _loading = False
 
@@ -119,5 +120,6 @@ def _load_script(path: str) -> Any:
     module = importlib.util.module_from_spec(spec)
     sys.modules[MAIN] = module
     spec.loader.exec_module(module)
+    module.__spec__ = None  # as a script's is: multiprocessing goes by its path then
     sys.modules["__main__"] = module  # what was pickled in the script is found
     return module

@@ -158,12 +158,17 @@ def test_a_script_is_run_again_under_another_name(app: Container) -> None:
         "import bgtaskd\n"
         "class Hello(bgtaskd.BackgroundTask):\n"
         "    def execute(self, status):\n"
-        "        return [__name__, type(self).__module__, __import__('__main__').Hello is Hello]\n"
+        "        import concurrent.futures, multiprocessing\n"
+        "        spawn = multiprocessing.get_context('spawn')\n"
+        "        with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as pool:\n"
+        "            doubled = pool.submit(double, 4).result()\n"
+        "        return [__name__, __import__('__main__').Hello is Hello, doubled]\n"
+        "def double(n): return 2 * n\n"
         "if __name__ == '__main__':\n"
         "    print(Hello.initiate().wait(60).result_value)\n",
     )
     printed = app.output("python3", "/srv/script.py", user="alice")
-    assert printed == "['__bgtask_main__', '__bgtask_main__', True]"
+    assert printed == "['__mp_main__', True, 8]"
 
 
 def test_it_runs_in_the_callers_virtualenv(app: Container) -> None:

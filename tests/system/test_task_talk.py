@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import json
+import random
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -49,6 +51,14 @@ def handles(status):
     assert done.wait(60)
     names = [one.name for one in status.signals(clear=True)]
     return {"heard": heard, "left": names, "config": status.config, "after": status.signals()}
+
+@bgtaskd.background
+def takes_until_end(status):
+    status.update(message="listening")
+    taken = []
+    while (one := status.next_signal(60)).name != "end":
+        taken.append(one.payload)
+    return taken
 
 @bgtaskd.background
 def looks(status):
@@ -136,6 +146,10 @@ def test_a_task_of_a_user_who_may_start_none_reaches_itself(app: Container) -> N
 
 def test_the_tasks_socket_starts_and_steers_nothing(app: Container) -> None:
     theirs = start(app, "--", "sleep", "600")
+    asked = ["varlinkctl", "call", "/run/bgtaskd/tasks.sock", "org.bgtaskd.Get", '{"id": 1}']
+    if app.release >= 13:
+        assert "none runs as you" in app.run(asked, user="carol", check=False).stdout
+    hers = int(app.output("bgtaskctl", "run", "--user", "carol", "--", "sleep", "600"))
     ctl = ["env", "BGTASKD_SOCKET=/run/bgtaskd/tasks.sock", "bgtaskctl"]
     for words, why in (
         (["run", "--", "true"], "group bgtask"),
@@ -150,7 +164,9 @@ def test_the_tasks_socket_starts_and_steers_nothing(app: Container) -> None:
         done = app.run([*ctl, *words], user="carol", check=False)
         assert done.returncode == 5, words
         assert why in done.stderr
-    app.run(["bgtaskctl", "stop", str(theirs)], user="alice")
+    done = app.run([*ctl, "update", "--id", str(hers), "by herself"], user="carol")
+    assert get(app, hers, user="root")["message"] == "by herself"
+    app.run(["bgtaskctl", "stop", str(theirs), str(hers)])
 
 
 def test_a_shell_task_waits_for_a_message(app: Container) -> None:
@@ -222,3 +238,44 @@ def test_a_record_can_be_stopped_and_nothing_else_be_done_to_it(app: Container) 
         and app.run(["bgtaskctl", "record", "finished", str(task)], user="bob", check=False).stderr
     )
     ctl(app, "stop", str(task))
+
+
+SENDER = """
+import sys, time
+import bgtaskd
+from bgtaskd.errors import NotReachable
+
+client, sent, unknown = bgtaskd.Client(), [], []
+for number in range(150):
+    try:
+        client.signal(int(sys.argv[1]), "n", number)
+        sent.append(number)
+    except NotReachable:  # whether it was kept nobody knows
+        unknown.append(number)
+    time.sleep(0.005)
+while True:
+    try:
+        client.signal(int(sys.argv[1]), "end")
+        break
+    except NotReachable:
+        pass
+print([sent, unknown])
+"""
+
+
+def test_kills_at_any_moment_lose_no_message_and_double_none(app: Container) -> None:
+    task_id = initiate(app, "takes_until_end")
+    app.write("/srv/sender.py", SENDER)
+    app.wait_for("it listens", says(app, task_id, "listening"))
+    with app.popen(["python3", "/srv/sender.py", str(task_id)], user="alice") as sender:
+        rng = random.Random(7)
+        for _ in range(6):
+            time.sleep(rng.uniform(0.05, 0.2))
+            kill(app)
+            app.run(["bgtaskctl", "status"], user="alice")  # it is back
+        assert sender.stdout is not None
+        sent, unknown = json.loads(sender.stdout.read())
+    taken = wait(app, task_id)["value"]
+    assert len(sent) > 50
+    assert taken == sorted(set(taken))  # in order, none twice
+    assert set(sent) <= set(taken) <= set(sent) | set(unknown)
