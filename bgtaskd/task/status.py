@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from typing import Any, Self
 
 from bgtaskd.client.blocking import Client
 from bgtaskd.client.plain import plain
 from bgtaskd.client.task import Failure, Seconds, TaskInfo, usec
+from bgtaskd.errors import NotReachable
 from bgtaskd.task.patience import patiently
 
 _client: Client | None = None
@@ -68,6 +70,17 @@ class TaskStatus:
 
         self._info = patiently(wait, end=end)
         return self
+
+    def watch(self) -> Iterator[Self]:
+        """Itself as it is now, and at every change, until it has ended; across restarts of the daemon too."""
+        while True:
+            try:
+                for event in self.client.watch([self.id]):
+                    self._info = event.task
+                    yield self
+                return
+            except NotReachable:
+                patiently(lambda: self.client.get(self.id))
 
     @property
     def name(self) -> str:

@@ -22,6 +22,15 @@ from bgtaskd import errors
 ROOT = Path(__file__).parents[2]
 
 
+class Double(bgtaskd.BackgroundTask):
+    def execute(self, status: bgtaskd.OwnStatus) -> list[Any]:
+        status.update(50, "half")
+        message = status.next_signal(timeout=20)
+        assert message is not None
+        status.update(75, message.name)
+        return [2 * self.settings["n"], message.payload, sys.prefix]
+
+
 @pytest.fixture(scope="module")
 def socket_path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A daemon in process mode."""
@@ -61,6 +70,19 @@ def test_the_same_life_of_a_task(client: bgtaskd.Client) -> None:
     client.remove(task.id)
     with pytest.raises(errors.NoSuchTask):
         client.get(task.id)
+
+
+def test_a_task_in_python_finds_its_daemon(client: bgtaskd.Client) -> None:
+    status = Double.initiate({"n": 21}, client=client)
+    seen, told = [], False
+    for now in status.watch():
+        seen.append((now.percentage, now.message))
+        if now.message == "half" and not told:
+            told = True
+            status.signal("go", [1])
+    assert status.result_value == [42, [1], sys.prefix]
+    assert (50.0, "half") in seen
+    assert seen[-1] == (100.0, "go")
 
 
 def test_stop_kills_what_ignores_sigterm(client: bgtaskd.Client) -> None:
