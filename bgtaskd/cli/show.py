@@ -144,7 +144,8 @@ def task_status(task: TaskInfo, output: bytes, columns: int | None, colours: boo
     if task.percent is not None or task.message:
         row("Progress", progress_line(task, 1000 if columns is None else columns - 13))
     if task.value is not None:
-        row("Value", json.dumps(task.value, ensure_ascii=True))
+        value = json.dumps(task.value, ensure_ascii=True)
+        row("Value", value if columns is None else cut(value, columns - 13))
     if output:
         lines.append("")
         shown = [escaped(one) for one in output_lines(output)]

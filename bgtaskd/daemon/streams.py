@@ -172,7 +172,7 @@ class Bell:
 async def signals(api: Api, call: Call) -> AsyncGenerator[Streamed, None]:
     """See Signals in org.bgtaskd.varlink."""
     task = api.task(call, _see())
-    seen = call.parameters.get("after") or 0
+    seen = min(max(call.parameters.get("after") or 0, 0), 1 << 62)
     timeout = call.parameters.get("timeout_usec")
     loop = asyncio.get_running_loop()
     deadline = None if timeout is None else loop.time() + timeout / 1e6
@@ -180,7 +180,7 @@ async def signals(api: Api, call: Call) -> AsyncGenerator[Streamed, None]:
     try:
         while True:
             more = call.more and task.id in api.engine.live
-            fresh = [one for one in api.engine.storage.messages(task.id) if one.seq > seen]
+            fresh = api.engine.storage.messages(task.id, seen)
             shown = [
                 {"seq": one.seq, "name": one.name, "payload": one.payload, "created": one.created}
                 for one in fresh

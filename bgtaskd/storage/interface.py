@@ -124,8 +124,8 @@ class Storage(Protocol):
     def counts(self) -> dict[State, int]:
         """How many tasks there are, by state. Must not scan a million rows."""
 
-    def messages(self, task_id: int) -> Sequence[Message]:
-        """A task's mailbox, in order."""
+    def messages(self, task_id: int, after: int = 0) -> Sequence[Message]:
+        """A task's mailbox, in order; only what is numbered above ``after``."""
 
     def last_message_seq(self, task_id: int) -> int:
         """The highest number ever given to a message of the task; 0 where there was none."""

@@ -89,9 +89,10 @@ class MemoryStorage:
             out[task.state] = out.get(task.state, 0) + 1
         return out
 
-    def messages(self, task_id: int) -> Sequence[Message]:
+    def messages(self, task_id: int, after: int = 0) -> Sequence[Message]:
         """See Storage."""
-        return [one for _, one in sorted(self._messages.get(task_id, {}).items())]
+        box = self._messages.get(task_id, {})
+        return [one for seq, one in sorted(box.items()) if seq > after]
 
     def last_message_seq(self, task_id: int) -> int:
         """See Storage."""

@@ -172,12 +172,13 @@ class SqliteStorage:
             rows = self._reader.execute("SELECT state, tasks FROM count").fetchall()
         return {State(state): tasks for state, tasks in rows}
 
-    def messages(self, task_id: int) -> Sequence[Message]:
+    def messages(self, task_id: int, after: int = 0) -> Sequence[Message]:
         """See Storage."""
         with _translated():
             rows = self._reader.execute(
-                "SELECT seq, name, payload, created FROM message WHERE task_id = ? ORDER BY seq",
-                (task_id,),
+                "SELECT seq, name, payload, created FROM message WHERE task_id = ? AND seq > ?"
+                " ORDER BY seq",
+                (task_id, after),
             ).fetchall()
         return [
             Message(task_id, seq, name, json.loads(payload), at) for seq, name, payload, at in rows

@@ -18,6 +18,7 @@ from bgtaskd.task.patience import patiently
 from bgtaskd.task.status import TaskStatus
 
 AGAIN_SECONDS: Final = 0.5
+REMEMBERED: Final = 10_000
 OnMessage = TypeVar("OnMessage", bound=Callable[[Message], object])
 OnConfig = TypeVar("OnConfig", bound=Callable[[Any], object])
 
@@ -69,7 +70,7 @@ class Mailbox(TaskStatus):
                 return None
             with self._handling:
                 mine = message.seq not in self._handled
-                self._handled.add(message.seq)
+                self._mark(message)
             if not mine:
                 continue  # another thread was faster
             try:
@@ -81,6 +82,12 @@ class Mailbox(TaskStatus):
 
     def _is_for_anybody(self, message: Message) -> bool:
         return message.name not in self._handlers and message.seq not in self._handled
+
+    def _mark(self, message: Message) -> None:
+        """It is being handled; with the lock held. What is long cleared need not be remembered."""
+        self._handled.add(message.seq)
+        if len(self._handled) > 2 * REMEMBERED:
+            self._handled = set(sorted(self._handled)[-REMEMBERED:])
 
     def on_signal(self, name: str, handler: OnMessage | None = None) -> Any:
         """Have ``handler(message)`` called for each message of this name; also as a decorator.
@@ -108,7 +115,7 @@ class Mailbox(TaskStatus):
             with self._handling:
                 handler = self._handlers.get(message.name)
                 if handler is not None and message.seq not in self._handled:
-                    self._handled.add(message.seq)
+                    self._mark(message)
                     _guarded(handler, message)
                     self.clear_signals([message.seq])
 

@@ -90,7 +90,8 @@ class OwnStatus(Mailbox):
 
         Where the task has no process of its own, in a request of a web server, this raises FailCalled.
         """
-        failure = {"type": "TaskFailed", "message": str(message)[:4096], "traceback": ""}
+        message = str(message).encode("utf-8", "backslashreplace").decode()
+        failure = {"type": "TaskFailed", "message": message[:4096], "traceback": ""}
         if self._reporter is None:
             self.report_end(failure=failure)
             raise FailCalled(str(message))

@@ -39,6 +39,11 @@ def handles(status):
         heard.append(["reload", message.payload])
         if message.payload == {"x": 0}:
             raise RuntimeError("a handler's own mistake")
+        status.on_signal("other", late)  # one has come already, and was passed over
+
+    def late(message):
+        heard.append(["other", None])
+        status.update(message="other heard")
 
     status.on_signal("stop", lambda message: (heard.append(["stop", None]), done.set()))
 
@@ -125,14 +130,17 @@ def test_handlers_hear_of_messages_and_configuration(app: Container) -> None:
     kill(app)
     app.run(["bgtaskctl", "config", str(task_id), '{"n": 2}'], user="alice")
     app.wait_for("it has the next one", says(app, task_id, "config 2"))
+    send(app, task_id, "nobody")
     send(app, task_id, "reload", {"x": 1})
+    app.wait_for("it has heard the other one", says(app, task_id, "other heard"))
     send(app, task_id, "stop")
     value = wait(app, task_id)["value"]
     messages = [one for one in value["heard"] if one[0] != "config"]
     configs = [one for one in value["heard"] if one[0] == "config"]
-    assert messages == [["reload", {"x": 0}], ["reload", {"x": 1}], ["stop", None]]
+    expected = [["reload", {"x": 0}], ["reload", {"x": 1}], ["other", None], ["stop", None]]
+    assert messages == expected
     assert configs == [["config", {"n": 1}], ["config", {"n": 2}]]
-    assert (value["left"], value["config"], value["after"]) == (["other"], {"n": 2}, [])
+    assert (value["left"], value["config"], value["after"]) == (["nobody"], {"n": 2}, [])
     output = app.output("bgtaskctl", "output", str(task_id), user="alice")
     assert "a handler's own mistake" in output
 

@@ -131,6 +131,7 @@ def test_mailbox_configuration_flags(storage: Storage) -> None:
     messages = [Message(1, seq, "reload", {"x": seq}, seq) for seq in (1, 2, 3)]
     storage.apply([PutTask(task(1)), *(PutMessage(one) for one in messages)])
     assert list(storage.messages(1)) == messages
+    assert list(storage.messages(1, after=2)) == messages[2:]
     storage.apply([ClearMessages(1, (2,))])
     assert [one.seq for one in storage.messages(1)] == [1, 3]
     storage.apply([ClearMessages(1, None), PutConfig(1, [1]), PutFlag("a", "b")])
