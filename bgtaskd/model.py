@@ -124,6 +124,8 @@ class TaskSpec:
     retry_on: tuple[Result, ...] | None = None
     properties: Mapping[str, str] = field(default_factory=dict)
     settings: Any = None
+    secrets: tuple[str, ...] = ()
+    """The names alone."""
     target: str | None = None
     """Kind python: what is run, "module:name" or "/path/script.py:name"."""
     import_path: tuple[str, ...] = ()
@@ -156,7 +158,7 @@ class TaskSpec:
         """The inverse of :meth:`to_json`, for specs that were checked before they were stored."""
         known = {item.name for item in fields(cls)}
         values = {key: value for key, value in data.items() if key in known}
-        for name in ("argv", "import_path"):
+        for name in ("argv", "import_path", "secrets"):
             values[name] = tuple(values.get(name, ()))
         if values.get("retry_on") is not None:
             values["retry_on"] = tuple(Result(one) for one in values["retry_on"])

@@ -12,3 +12,8 @@ def scope_name(task_id: int, attempt: int) -> str:
 def slice_name(queue: str) -> str:
     """The slice of a queue. Queue names have no dash: in a slice's name it means a level (systemd.slice(5))."""
     return f"bgtask-{queue}.slice"
+
+
+ANONYMOUS = "anonymous"
+"""What callers say; tasks then run as this user:"""
+ANONYMOUS_USER = "bgtask-anonymous"

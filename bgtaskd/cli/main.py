@@ -92,6 +92,15 @@ def _span(text: str) -> float:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def _secret(text: str) -> tuple[str, str]:
+    name, _, path = text.partition(":")
+    if not name or "=" in name:
+        raise argparse.ArgumentTypeError(
+            "NAME or NAME:FILE; a secret on a command line would be none"
+        )
+    return name, path
+
+
 def _pair(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not equals or not name:
@@ -316,6 +325,14 @@ def _add_run(one: argparse.ArgumentParser) -> None:
     )
     one.add_argument(
         "-p", "--property", action="append", type=_pair, default=[], metavar="NAME=VALUE"
+    )
+    one.add_argument(
+        "--secret",
+        action="append",
+        type=_secret,
+        default=[],
+        metavar="NAME[:FILE]",
+        help="for $CREDENTIALS_DIRECTORY; without FILE it is asked for, - is standard input",
     )
     one.add_argument(
         "--merge-key",

@@ -76,6 +76,21 @@ def as_json(task: TaskInfo) -> dict[str, Any]:
 # --- starting ----------------------------------------------------------------------------------------
 
 
+def _secret(name: str, path: str) -> str:
+    """A secret from a file, from standard input, or typed unseen; never from the command line."""
+    try:
+        if path == "-":
+            return sys.stdin.read()
+        if path:
+            with open(path, encoding="utf-8") as file:
+                return file.read()
+        import getpass
+
+        return getpass.getpass(f"{name}: ")
+    except UnicodeDecodeError:
+        raise Problem(f"{path}: a secret must be UTF-8 text") from None
+
+
 def run(arguments: Namespace) -> int:
     """bgtaskctl run."""
     command = arguments.command[1:] if arguments.command[:1] == ["--"] else arguments.command
@@ -118,6 +133,7 @@ def run(arguments: Namespace) -> int:
             properties=dict(arguments.property) or None,
             merge_key=arguments.merge_key,
             settings=arguments.settings,
+            secrets={name: _secret(name, path) for name, path in arguments.secret} or None,
             **python,
         )
         if not arguments.follow and not arguments.wait:

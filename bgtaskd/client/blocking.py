@@ -199,9 +199,11 @@ class Client:
         kind: str | None = None,
         target: str | None = None,
         import_path: Sequence[str] | None = None,
+        secrets: Mapping[str, str] | None = None,
     ) -> int:
         """Have a command run; its task's id, once the task is on the disk. Durations in seconds.
 
+        ``secrets``: by name; the command finds each in a file of that name in $CREDENTIALS_DIRECTORY.
         ``kind``, ``target`` and ``import_path`` are for tasks written in Python: see bgtaskd.BackgroundTask.
 
         Raises InvalidSpec, PermissionDenied, QueueFull, NoSuchQueue, StorageFailed.

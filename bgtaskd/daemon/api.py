@@ -208,8 +208,24 @@ async def start(api: Api, call: Call) -> Reply:
         updated=now,
         not_before=now + spec.delay_usec if spec.delay_usec else None,
     )
-    await engine.add(task)
+    await _add(engine, task, given.get("secrets") or {})
     return {"id": task_id, "merged": False}
+
+
+async def _add(engine: Engine, task: Task, secrets: Mapping[str, str]) -> None:
+    """Accept it; its secrets are there before it is."""
+    if not secrets:
+        await engine.add(task)
+        return
+    try:
+        engine.secrets.put(task.id, secrets)
+    except OSError as error:
+        raise StorageFailed(reason=f"the secrets cannot be kept: {error.strerror}") from None
+    try:
+        await engine.add(task)
+    except BaseException:
+        engine.secrets.drop(task.id)
+        raise
 
 
 async def get(api: Api, call: Call) -> Reply:
@@ -404,6 +420,12 @@ async def retry(api: Api, call: Call) -> Reply:
     """Run an ended task again."""
     task = api.task(call, Access.STEER)
     byhand.refuse_record(task)
+    if task.spec.secrets:
+        raise NotPossible(
+            id=task.id,
+            state=task.public_state().value,
+            reason="its secrets were forgotten when it ended; start it anew",
+        )
     if not api.policy.is_admin(call.peer):
         # The rule that allowed it may have gone since.
         api.policy.run_as(call.peer, task.user)

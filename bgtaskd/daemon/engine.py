@@ -19,7 +19,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from bgtaskd.config import Config
@@ -31,6 +31,7 @@ from bgtaskd.daemon.launcher_link import (
     LauncherLink,
 )
 from bgtaskd.daemon.scheduler import Scheduler
+from bgtaskd.daemon.secrets import Secrets
 from bgtaskd.daemon.writer import Writer
 from bgtaskd.model import (
     ENDED,
@@ -77,12 +78,18 @@ class Engine:
     """Live tasks, the scheduler, and the way to the disk and the launcher."""
 
     def __init__(
-        self, config: Config, storage: Storage, launcher: LauncherLink, boot_id: str
+        self,
+        config: Config,
+        storage: Storage,
+        launcher: LauncherLink,
+        secrets: Secrets,
+        boot_id: str,
     ) -> None:
         self.config = config
         self.storage = storage
         self.writer = Writer(storage)
         self.launcher = launcher
+        self.secrets = secrets
         self.boot_id = boot_id
         self.scheduler = Scheduler()
         self.live: dict[int, Task] = {}
@@ -150,6 +157,7 @@ class Engine:
         """Take tasks over from the store, at start-up."""
         for task in tasks:
             self._index(task)
+        self.secrets.keep_only(self.live.keys())
 
     async def add(self, task: Task) -> None:
         """Accept a task: on the disk when this returns. Raises StorageError; then there is no task.
@@ -248,6 +256,8 @@ class Engine:
         self.schedule()  # a slot that is free is used while the disk turns
         kind = "finished" if after.state in ENDED else "changed"
         await self._commit(kind, after, *more)
+        if after.state in ENDED and after.spec.secrets:
+            self.secrets.drop(task_id)
         return after
 
     async def _commit(self, kind: str, task: Task, *more: Operation) -> None:
@@ -328,7 +338,12 @@ class Engine:
         Never once the attempt has left ``starting``: it may have ended, and its record, which would
         refuse a second launch, may be forgotten.
         """
-        request = self._launch_request(task)
+        secrets = self.secrets.get(task.id) if task.spec.secrets else {}
+        if secrets is None:
+            why = "its secrets did not survive the reboot; start it anew"
+            await self.change(task.id, CouldNotStart(now_usec(), why))
+            return
+        request = self._launch_request(task, secrets)
         try:
             while self._is_starting(task):
                 if not self.launcher.connected.is_set():
@@ -351,7 +366,7 @@ class Engine:
         now = self.live.get(task.id)
         return now is not None and (now.state, now.attempt) == (State.STARTING, task.attempt)
 
-    def _launch_request(self, task: Task) -> dict[str, Any]:
+    def _launch_request(self, task: Task, secrets: Mapping[str, str]) -> dict[str, Any]:
         spec = task.spec
         return {
             "id": task.id,
@@ -364,7 +379,8 @@ class Engine:
             "owner_uid": task.owner_uid,
             "argv": list(spec.argv),
             "env": dict(spec.env),
-            "handover": handover_of(task),
+            "handover": handover_of(task, secrets),
+            "secrets": {} if spec.target is not None else dict(secrets),
             "cwd": spec.cwd,
             "properties": dict(spec.properties),
             "timeout_usec": spec.timeout_usec,

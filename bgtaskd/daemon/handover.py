@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 
 from bgtaskd.model import Task
 
 
-def handover_of(task: Task) -> str | None:
-    """The text for a task of kind python: a JSON object with target, import_path and settings."""
+def handover_of(task: Task, secrets: Mapping[str, str]) -> str | None:
+    """The text for a task of kind python: a JSON object with target, import_path, settings and secrets."""
     spec = task.spec
     if spec.target is None:
         return None
@@ -17,5 +18,6 @@ def handover_of(task: Task) -> str | None:
         "target": spec.target,
         "import_path": list(spec.import_path),
         "settings": spec.settings,
+        "secrets": dict(secrets),
     }
     return json.dumps(handed, ensure_ascii=False)

@@ -27,6 +27,7 @@ from bgtaskd.daemon.api import Api
 from bgtaskd.daemon.engine import Engine
 from bgtaskd.daemon.launcher_link import LauncherError, LauncherLink
 from bgtaskd.daemon.policy import Policy
+from bgtaskd.daemon.secrets import Secrets
 from bgtaskd.daemon.supervisors import Supervisors
 from bgtaskd.launcher.proc import boot_id
 from bgtaskd.protocol.server import Limits, Server
@@ -153,7 +154,8 @@ class Daemon:
         sockets = _sockets(places)
         storage, aside = self._open_storage()
         link = LauncherLink(str(places.run / "launcher.sock"), self._launcher_connected)
-        self._engine = Engine(self._config, storage, link, boot_id())
+        secrets = Secrets(str(places.run / "secrets"))
+        self._engine = Engine(self._config, storage, link, secrets, boot_id())
         own_uid = None if places.mode == "scope" else os.getuid()
         self._supervisors = Supervisors(self._engine, str(places.state / "exits"), os.getuid())
         self._api = Api(

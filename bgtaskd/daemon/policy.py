@@ -10,6 +10,7 @@ from bgtaskd.config import PolicyConfig
 from bgtaskd.errors import InvalidSpec, PermissionDenied
 from bgtaskd.model import Task
 from bgtaskd.protocol.peer import Peer
+from bgtaskd.units import ANONYMOUS, ANONYMOUS_USER
 
 
 class Policy:
@@ -36,6 +37,8 @@ class Policy:
 
     def run_as(self, peer: Peer, user: str | None) -> pwd.struct_passwd:
         """The user as whom the caller's task is to run. Raises PermissionDenied, InvalidSpec."""
+        if user == ANONYMOUS and self._own_uid is None:
+            return pwd.getpwnam(ANONYMOUS_USER)
         try:
             entry = pwd.getpwuid(peer.uid) if user is None else pwd.getpwnam(user)
         except (KeyError, ValueError):  # ValueError: a NUL, or half a surrogate pair

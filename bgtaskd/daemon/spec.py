@@ -9,9 +9,11 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from bgtaskd.config import Config
+from bgtaskd.daemon.secrets import check_secrets
 from bgtaskd.errors import InvalidSpec, NoSuchQueue
 from bgtaskd.model import NEVER_RETRIED, RECORD, Result, TaskSpec, canonical_json
 from bgtaskd.properties import PropertyError, check_properties
+from bgtaskd.units import ANONYMOUS_USER
 
 NAME_MAX: Final = 200
 BYTES_MAX: Final = 256 * 1024
@@ -83,6 +85,7 @@ def read_spec(data: Mapping[str, Any], config: Config, user: str) -> TaskSpec:
         retry_on=_retry_on(given),
         properties=_properties(given),
         settings=given.get("settings"),
+        secrets=_secrets(given, user),
         target=target,
         import_path=import_path,
     )
@@ -94,6 +97,15 @@ def check_failure(failure: Mapping[str, str]) -> None:
         plain_text(f"failure.{field}", text)
     if sum(len(text.encode()) for text in failure.values()) > FAILURE_MAX:
         raise InvalidSpec(field="failure", reason=f"must be at most {FAILURE_MAX} bytes in all")
+
+
+def _secrets(given: Mapping[str, Any], user: str) -> tuple[str, ...]:
+    secrets = given.get("secrets") or {}
+    if secrets and user == ANONYMOUS_USER:
+        raise InvalidSpec(
+            field="secrets", reason="anonymous tasks share a user, and could read each other's"
+        )
+    return check_secrets(secrets)
 
 
 def plain_text(field: str, text: Any) -> None:

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 # What the fork server and Python itself have changed; exec keeps an ignored signal ignored.
 CHANGED_SIGNALS = ("SIGHUP", "SIGINT", "SIGTERM", "SIGCHLD", "SIGPIPE", "SIGXFSZ")
 FDS_MAX = 8
+# <sched.h>, <sys/mount.h>
+CLONE_NEWNS = 0x00020000
+MS_NOSUID, MS_NODEV = 0x2, 0x4
+MS_REC, MS_SLAVE = 0x4000, 0x80000
 
 
 class Child:
@@ -38,7 +42,7 @@ class Child:
         """Let the task exec the program; what went wrong, or nothing.
 
         ``program`` is a marshalled dict: argv, env, cwd, uid, gid, groups, limits ([resource, soft, hard]
-        each), umask, nice, oom_score_adjust, and fds: the numbers that the task has ``fds`` under.
+        each), umask, nice, oom_score_adjust, private_tmp, fds: the numbers that the task has ``fds`` under.
         """
         rights = b"".join(fd.to_bytes(4, sys.byteorder) for fd in fds)
         sent = self.gate.sendmsg([program], [(SOL_SOCKET, SCM_RIGHTS, rights)] if fds else [])
@@ -100,6 +104,8 @@ def _exec(program: dict[str, Any], stdout: int, stderr: int, fds: list[int]) -> 
         os.setpriority(os.PRIO_PROCESS, 0, program["nice"])
     _write_oom_score(program["oom_score_adjust"] or 0)
     os.umask(program["umask"])
+    if program["private_tmp"]:
+        _make_private_tmp()
     if os.geteuid() == 0:
         os.setgroups(program["groups"])
         os.setresgid(program["gid"], program["gid"], program["gid"])
@@ -142,6 +148,24 @@ def _enter(cwd: str | None, home: str) -> None:
         os.chdir(home)
     except OSError:
         os.chdir("/")
+
+
+def _make_private_tmp() -> None:
+    """A mount namespace of its own, with empty /tmp and /var/tmp that go with it. Only root can."""
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def call(name: str, *arguments: Any) -> None:
+        if getattr(libc, name)(*arguments) != 0:
+            number = ctypes.get_errno()
+            raise OSError(number, f"cannot make a private /tmp: {name}: {os.strerror(number)}")
+
+    call("unshare", CLONE_NEWNS)
+    call("mount", None, b"/", None, ctypes.c_ulong(MS_REC | MS_SLAVE), None)
+    for path in (b"/tmp", b"/var/tmp"):
+        flags = ctypes.c_ulong(MS_NOSUID | MS_NODEV)
+        call("mount", b"tmpfs", path, b"tmpfs", flags, b"mode=1777,size=10%")
 
 
 def _search_and_exec(argv: list[str], env: dict[str, str]) -> None:

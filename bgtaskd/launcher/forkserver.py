@@ -36,7 +36,7 @@ IGNORED = ("SIGINT", "SIGHUP", "SIGTERM", "SIGPIPE", "SIGXFSZ")
 def main(argv: list[str]) -> None:
     """Serve until the launcher hangs up. argv: the socket's descriptor, then Places in its order."""
     server = socket(fileno=int(argv[0]))
-    places = Places(int(argv[1]), int(argv[2]), argv[3], argv[4], argv[5] == "scopes")
+    places = Places(int(argv[1]), int(argv[2]), argv[3], argv[4] == "scopes")
     for number in _signal.valid_signals():
         if _signal.getsignal(number) == _signal.SIG_IGN:
             _signal.signal(number, _signal.SIG_DFL)  # as whoever started us had it; no task shall

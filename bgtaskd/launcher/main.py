@@ -12,6 +12,7 @@ import grp
 import json
 import os
 import pwd
+import resource
 import select
 import socket
 import struct
@@ -23,6 +24,7 @@ from bgtaskd.launcher.messages import MESSAGE_MAX, BadMessage, integer
 from bgtaskd.launcher.operations import Operations, Refused
 from bgtaskd.launcher.places import Places
 from bgtaskd.launcher.policy import NotAllowed, UidPolicy
+from bgtaskd.launcher.supervision import CORE_LIMIT
 
 LISTEN_FD: Final = 3
 
@@ -176,11 +178,12 @@ def main() -> None:
     places = Places(
         exits=_directory(f"{arguments.state}/exits", group),
         tasks=_directory(f"{arguments.state}/tasks", group),
-        notify=f"{arguments.run}/notify",
-        home=f"{arguments.run}/supervisors.sock",
+        run=arguments.run,
         has_scopes=arguments.mode != "process",
     )
-    os.makedirs(places.notify, 0o711, exist_ok=True)
+    for name in ("notify", "credentials"):
+        os.makedirs(f"{arguments.run}/{name}", 0o711, exist_ok=True)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, CORE_LIMIT[1]))
     operations = Operations(arguments.mode, places, UidPolicy(system))
     _tell_systemd("READY=1\nSTATUS=Ready to launch tasks")
     Launcher(listener, peers, operations).run(0 if arguments.until_stdin_ends else None)

@@ -16,6 +16,8 @@ ID_MAX: Final = 1 << 53
 ATTEMPT_MAX: Final = 1 << 31
 QUEUE: Final = re.compile(r"[A-Za-z0-9_]{1,64}")
 NAME_MAX: Final = 200
+SECRETS_MAX: Final = 64
+CREDENTIAL: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 
 
 class BadMessage(Exception):
@@ -56,6 +58,7 @@ class Launch:
     journal_burst: int
     handover: str | None
     stdin: bool
+    secrets: Mapping[str, str]
 
 
 def read_launch(message: Mapping[str, Any]) -> Launch:
@@ -100,7 +103,15 @@ def read_launch(message: Mapping[str, Any]) -> Launch:
         journal_burst=integer(message, "journal_burst", 0, 1 << 31),
         handover=handover,
         stdin=stdin,
+        secrets=_secrets(message),
     )
+
+
+def _secrets(message: Mapping[str, Any]) -> Mapping[str, str]:
+    secrets = mapping(message, "secrets") if message.get("secrets") is not None else {}
+    if len(secrets) > SECRETS_MAX or not all(CREDENTIAL.fullmatch(name) for name in secrets):
+        raise BadMessage("secrets", f"at most {SECRETS_MAX}, with names that files can have")
+    return secrets
 
 
 def parsed(properties: Mapping[str, str]) -> Mapping[str, Parsed]:

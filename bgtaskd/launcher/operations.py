@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import bgtaskd
-from bgtaskd.launcher import records
+from bgtaskd.launcher import credentials, records
 from bgtaskd.launcher.messages import (
     ATTEMPT_MAX,
     ID_MAX,
@@ -261,6 +261,7 @@ class Operations:
         for task_id, attempt in _attempts(message):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(records.name_of(task_id, attempt), dir_fd=self._places.exits)
+            credentials.remove(self._places.credentials(task_id, attempt))
         outputs = message.get("outputs", [])
         if not isinstance(outputs, list) or len(outputs) > 10_000:
             raise BadMessage("outputs", "a list of at most 10000 ids")

@@ -9,6 +9,7 @@ import sys
 
 from bgtaskd.config import CONF_D, PATH, Config, ConfigErrors, load_config
 from bgtaskd.launcher.users import User
+from bgtaskd.units import ANONYMOUS_USER
 
 FIRST_ORDINARY_UID = 1000
 
@@ -33,7 +34,7 @@ class UidPolicy:
             return
         config = self._load()
         named = {name for rule in config.policy.run_as for name in rule.run_as}
-        if user.name in named:
+        if user.name in named or user.name == ANONYMOUS_USER:
             return
         if user.uid == 0:
             if not config.policy.allow_root:

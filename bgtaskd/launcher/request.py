@@ -13,7 +13,7 @@ from bgtaskd.launcher.messages import Launch, parsed
 from bgtaskd.launcher.places import Places
 from bgtaskd.launcher.users import User
 from bgtaskd.logs.journal import encode
-from bgtaskd.units import scope_name
+from bgtaskd.units import ANONYMOUS_USER, scope_name
 
 DEFAULT_PATH: Final = "/usr/local/bin:/usr/bin:/bin:/usr/local/games:/usr/games"
 CARD: Final = ("name", "kind", "queue", "uid", "user", "owner_uid")
@@ -46,6 +46,7 @@ def build(launch: Launch, user: User, places: Places, boot_id: str) -> dict[str,
         "umask": values.get("UMask", 0o022),
         "nice": values.get("Nice"),
         "oom_score_adjust": values.get("OOMScoreAdjust"),
+        "private_tmp": places.has_scopes and user.name == ANONYMOUS_USER,
         "fds": [STDIN] * launch.stdin + [HANDOVER] * (handover is not None),
     }
     return {
@@ -58,6 +59,9 @@ def build(launch: Launch, user: User, places: Places, boot_id: str) -> dict[str,
         "program": marshal.dumps(program),
         "handover": None if handover is None else handover.encode("utf-8", "replace"),
         "stdin": launch.stdin,
+        "credentials": {
+            name: value.encode("utf-8", "replace") for name, value in launch.secrets.items()
+        },
         "timeout_usec": launch.timeout_usec,
         "stall_timeout_usec": launch.stall_timeout_usec,
         "runtime_max_usec": None if runtime_max is None else runtime_max.value,
@@ -79,8 +83,10 @@ def _environment(launch: Launch, user: User, places: Places) -> Mapping[str, str
         "BGTASK_ID": str(launch.id),
         "BGTASK_NAME": launch.name,
         "BGTASK_ATTEMPT": str(launch.attempt),
-        "NOTIFY_SOCKET": f"{places.notify}/{launch.id}.{launch.attempt}.sock",
+        "NOTIFY_SOCKET": places.notify(launch.id, launch.attempt),
     }
+    if launch.secrets:
+        env["CREDENTIALS_DIRECTORY"] = places.credentials(launch.id, launch.attempt)
     if launch.handover is not None:
         env["BGTASK_HANDOVER_FD"] = str(HANDOVER)
     return env

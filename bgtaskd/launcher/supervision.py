@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import socket
 import subprocess
 import sys
@@ -11,6 +12,9 @@ from pathlib import Path
 
 from bgtaskd.launcher import forkserver
 from bgtaskd.launcher.places import Places
+
+# The launcher itself dumps no core, for it has seen secrets; tasks may, if whoever started us could.
+CORE_LIMIT = resource.getrlimit(resource.RLIMIT_CORE)
 
 
 class ForkServer:
@@ -25,8 +29,7 @@ class ForkServer:
             "-B",
             str(Path(forkserver.__file__).resolve()),
             *map(str, (theirs.fileno(), places.exits, places.tasks)),
-            places.notify,
-            places.home,
+            places.run,
             "scopes" if places.has_scopes else "sessions",
         ]
         self._process = subprocess.Popen(
@@ -38,6 +41,7 @@ class ForkServer:
             start_new_session=True,
         )
         theirs.close()
+        resource.prlimit(self._process.pid, resource.RLIMIT_CORE, CORE_LIMIT)
         self._socket = ours
 
     @property

@@ -15,10 +15,11 @@ from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]  # signal.py would bring enum
 import os
+import resource
 import select
 import time
 
-from bgtaskd.launcher import child, records
+from bgtaskd.launcher import child, credentials, records
 from bgtaskd.launcher.accounting import Cgroup, Usage, cgroup_of
 from bgtaskd.launcher.ending import exit_object
 from bgtaskd.launcher.hindsight import unit_result
@@ -82,6 +83,7 @@ class Supervisor:
         self.unsent_output = False
         self.next_tell = 0.0
         self.stdin = Stdin()
+        self.credentials: str | None = None
         self.home = Home(places.home, self.hello)
 
     # --- the start ------------------------------------------------------------------------------
@@ -92,6 +94,7 @@ class Supervisor:
         ``request``: id, attempt, unit, uid; ``identity``, what records and hellos begin with (JSON, without
         the braces); ``journal``, the encoded fields of its entries; ``program``, see Child; ``stdin``, whether
         the task gets a pipe; ``handover``, what its process may read from a descriptor (bytes or None);
+        ``credentials``, its secrets by name;
         timeout_usec, stall_timeout_usec, runtime_max_usec, output_cap, journal_burst; ``asked``, when
         (CLOCK_MONOTONIC).
         Raises AlreadyLaunched.
@@ -99,7 +102,7 @@ class Supervisor:
         self.request = request
         self.id, self.attempt = request["id"], request["attempt"]
         records.create(self.places.exits, self.id, self.attempt, self.record())
-        path = f"{self.places.notify}/{self.id}.{self.attempt}.sock"
+        path = self.places.notify(self.id, self.attempt)
         self.notify = NotifySocket(path, request["uid"])
         self.output = OutputFile(self.places.tasks, self.id, self.attempt, request["output_cap"])
         self.capture = Capture(self.output, Journal, request["journal"], request["journal_burst"])
@@ -123,20 +126,35 @@ class Supervisor:
         if self.places.has_scopes:
             path = cgroup_of(self.pid)
             self.cgroup = None if path is None else Cgroup(path)
-        fds = []
-        if self.request["stdin"]:
-            fds.append(self.stdin.open())
-        if self.request["handover"] is not None:
-            fds.append(_readable(self.request["handover"]))
-        self.exec_error = self.task.open_gate(self.request["program"], fds) or None
-        for fd in fds:
-            os.close(fd)
-        self.request["program"] = self.request["handover"] = None  # secrets, and a page or two
+        self.exec_error = self._hand_over() or None
+        # Secrets, and a page or two.
+        self.request["program"] = self.request["handover"] = self.request["credentials"] = None
         self.started = time.time_ns() // 1000
         if self.request["timeout_usec"] is not None:
             self.deadline = time.monotonic() + self.request["timeout_usec"] / 1e6
         self._feed()
         self.home.connect()
+
+    def _hand_over(self) -> str:
+        """Give the task its program and all that goes with it; what went wrong, or nothing."""
+        request, fds = self.request, []
+        if request["credentials"] or request["handover"] is not None:
+            _dump_no_core()
+        if request["credentials"]:
+            self.credentials = self.places.credentials(self.id, self.attempt)
+            try:
+                credentials.make(self.credentials, request["uid"], request["credentials"])
+            except OSError as error:
+                self.task.gate.close()
+                return f"its credentials cannot be written: {error.strerror}"
+        if request["stdin"]:
+            fds.append(self.stdin.open())
+        if request["handover"] is not None:
+            fds.append(_readable(request["handover"]))
+        wrong = self.task.open_gate(request["program"], fds)
+        for fd in fds:
+            os.close(fd)
+        return wrong
 
     # --- the loop -------------------------------------------------------------------------------
 
@@ -367,6 +385,8 @@ class Supervisor:
                 before = self.output.total
                 if not self._take(fd) or self.output.total == before:
                     break
+        if self.credentials is not None:
+            credentials.remove(self.credentials)
         self.capture.finish()
         self.exit = self._exit(self._result(), self.exec_error or self.output.error)
         self._write_record()
@@ -457,6 +477,11 @@ class Supervisor:
             "left_over": self.left_over_told,
         }
         return f'{{"hello": {{{self.request["identity"]}, {dumps(now)[1:-1]}}}}}'
+
+
+def _dump_no_core() -> None:
+    """Of what we are about to hold. The task's process was forked before, and is not concerned."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
 
 
 def _readable(data: bytes) -> int:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar, Generic, ParamSpec, TypeVar
 
 from bgtaskd.client.blocking import Client
@@ -23,16 +24,26 @@ class BackgroundTask:
     """Work that is to be done outside of this process. Write :meth:`execute`, call :meth:`initiate`.
 
     ``options``: of every task of this class, those of Client.start (queue, timeout, retries, properties, …).
-    In the task, ``self.settings`` are the settings and ``self.status`` is what execute() gets.
+    In the task, ``self.settings`` are the settings, ``self.secrets`` the secrets, and ``self.status`` is what
+    execute() gets.
     """
 
     options: ClassVar[Mapping[str, Any]] = {}
     settings: Any = None
+    secrets: Mapping[str, str] = MappingProxyType({})
     status: OwnStatus
 
     def execute(self, status: OwnStatus) -> Any:
         """The work, in a process of its own. What it returns (any JSON) is the task's ``result_value``."""
         raise NotImplementedError(f"{type(self).__qualname__} needs an execute(self, status)")
+
+    @classmethod
+    def get_secrets(cls) -> Mapping[str, str]:
+        """What the task must know and nobody else, asked in the caller's process by :meth:`initiate`.
+
+        It travels over sockets and a descriptor alone, and is ``self.secrets`` in the task.
+        """
+        return {}
 
     @classmethod
     def initiate(
@@ -106,6 +117,8 @@ def start(
     python = options.pop("python", None) or targets.interpreter()
     if "cwd" not in options and options.get("user") is None:
         options["cwd"] = _cwd()  # somebody else starts in their own home
+    if isinstance(thing, type) and issubclass(thing, BackgroundTask):
+        options.setdefault("secrets", thing.get_secrets() or None)
     one = client or shared_client()
     if one.path != SYSTEM:
         options["env"] = {"BGTASKD_SOCKET": one.path, **(options.get("env") or {})}
@@ -124,7 +137,7 @@ def run(thing: Any, status: OwnStatus) -> Any:
         name = getattr(thing, "__qualname__", repr(thing))
         raise InvalidTarget(name, "it is neither a BackgroundTask nor a function with @background")
     task = thing()
-    task.status, task.settings = status, status.settings
+    task.status, task.settings, task.secrets = status, status.settings, status.secrets
     return task.execute(status)
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from collections.abc import Mapping
 from contextvars import ContextVar
 from typing import Any, Final, NoReturn
 
@@ -34,12 +35,15 @@ class OwnStatus(Mailbox):
         client: Client | None = None,
         notify: str | None = None,
         settings: Any = _UNKNOWN,
+        secrets: Mapping[str, str] | None = None,
         prints: Prints | None = None,
     ) -> None:
         """``notify``: the supervisor's socket. Without one, reports are calls to the daemon."""
         super().__init__(task_id, client=client)
         self._reporter = None if notify is None else Reporter(notify)
         self._settings = settings
+        self.secrets: Mapping[str, str] = secrets or {}
+        """What nobody but this process knows."""
         self._prints = prints
         self._percent = 0.0
         self._message: str | None = None

@@ -34,7 +34,7 @@ def main() -> int:
 
 
 def read_handover() -> dict[str, Any]:
-    """What the daemon hands to the task: target, import_path, settings.
+    """What the daemon hands to the task: target, import_path, settings, secrets.
 
     Raises NotInTask, OSError, ValueError.
     """
@@ -52,6 +52,7 @@ def run(handover: Mapping[str, Any]) -> int:
         int(os.environ["BGTASK_ID"]),
         notify=os.environ.get("NOTIFY_SOCKET"),
         settings=handover.get("settings"),
+        secrets=handover.get("secrets"),
         prints=prints.keep(),
     )
     own.set_process(status)

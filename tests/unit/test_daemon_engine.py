@@ -12,6 +12,7 @@ import pytest
 from bgtaskd.config import load_config
 from bgtaskd.daemon.engine import Engine
 from bgtaskd.daemon.launcher_link import LauncherLink
+from bgtaskd.daemon.secrets import Secrets
 from bgtaskd.model import State, Task, TaskSpec
 from bgtaskd.storage.interface import Operation, PutTask, StorageError, StorageFull
 from bgtaskd.storage.memory import MemoryStorage
@@ -38,7 +39,8 @@ def test_what_is_being_removed_cannot_be_retried(tmp_path: Path, full: bool) -> 
         storage.apply([PutTask(ENDED)])
         storage.full = full
         link = LauncherLink(str(tmp_path / "none.sock"), lambda: None)
-        engine = Engine(load_config("/nonexistent", "/nonexistent"), storage, link, "boot")
+        config, secrets = load_config("/nonexistent", "/nonexistent"), Secrets(str(tmp_path))
+        engine = Engine(config, storage, link, secrets, "boot")
         removal = asyncio.ensure_future(engine.remove(ENDED))
         await asyncio.sleep(0)
         assert engine.get(1) is None
