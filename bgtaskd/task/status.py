@@ -146,6 +146,22 @@ class TaskStatus:
         """SIGTERM to all its processes, SIGKILL after its stop timeout."""
         self.client.stop(self.id)
 
+    def kill(self, signal: str | int = "SIGKILL", whom: str = "all") -> None:
+        """A Unix signal to all its processes, or to the main one (``whom="main"``)."""
+        self.client.kill(self.id, signal, whom)
+
+    def pause(self) -> None:
+        """Freeze all its processes."""
+        self.client.pause(self.id)
+
+    def resume(self) -> None:
+        """Thaw it."""
+        self.client.resume(self.id)
+
+    def retry(self) -> None:
+        """Run it again, once it has ended: a further attempt under the same id."""
+        self.client.retry(self.id)
+
     def set_config(self, config: Any) -> None:
         """Replace the configuration that it sees while it runs."""
         self.client.set_config(self.id, config)

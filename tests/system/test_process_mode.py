@@ -85,6 +85,22 @@ def test_a_task_in_python_finds_its_daemon(client: bgtaskd.Client) -> None:
     assert seen[-1] == (100.0, "go")
 
 
+def test_a_status_steers_its_task(client: bgtaskd.Client) -> None:
+    status = bgtaskd.TaskStatus(client.start(["sleep", "600"]), client=client)
+    next(one for one in status.watch() if one.state == "running")
+    status.pause()
+    assert status.refresh().state == "paused"
+    status.resume()
+    assert status.refresh().state == "running"
+    status.kill("TERM", whom="main")
+    assert (status.wait(20).result, status.info.signal) == ("signal", "SIGTERM")
+    status.retry()
+    assert status.is_running()
+    next(one for one in status.watch() if one.state == "running")
+    status.stop()
+    assert (status.wait(20).state, status.info.attempt) == ("stopped", 2)
+
+
 def test_stop_kills_what_ignores_sigterm(client: bgtaskd.Client) -> None:
     script = "trap '' TERM; echo ready; sleep 600 & wait; sleep 601"
     task_id = client.start(["bash", "-c", script], stop_timeout=0.3)
