@@ -23,6 +23,7 @@ PATH: Final = "/etc/bgtaskd.yaml"
 CONF_D: Final = "/etc/bgtaskd/conf.d"
 SIZE_MAX: Final = 1 << 20
 QUEUE_NAME: Final = re.compile(r"[A-Za-z0-9_]{1,64}")
+RATE: Final = re.compile(r"([1-9][0-9]{0,6}) */ *([0-9]*) *([a-z]+)")
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,14 @@ class ConfigErrors(Exception):
         super().__init__("\n".join(str(one) for one in errors))
 
 
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """``count`` starts at the most in any ``per_usec``."""
+
+    count: int
+    per_usec: int
+
+
 @dataclass(frozen=True)
 class QueueConfig:
     """A queue. ``slots``: how many tasks run at once; ``max_waiting``: how many more may wait."""
@@ -55,6 +64,7 @@ class QueueConfig:
     slots: int
     max_waiting: int = 100_000
     paused: bool = False
+    rate: Rate | None = None
     properties: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -90,6 +100,8 @@ class Config:
     all_backlog_days: int = 60
     connections_per_user: int = 256
     requests_per_user: int = 256
+    waiting_per_user: int = 50_000
+    resources: Mapping[str, int] = field(default_factory=dict)
     storage: str = "sqlite"
 
 
@@ -101,10 +113,10 @@ def load_config(path: str = PATH, conf_d: str = CONF_D, *, root_owned: bool = Fa
     files = [path, *sorted(str(one) for one in Path(conf_d).glob("*.yaml"))]
     errors: list[ConfigError] = []
     merged: dict[str, Any] = {}
-    lines = _Lines()
+    lines = Lines()
     for file in files:
         try:
-            _merge(merged, _read(file, lines, root_owned), (), lines)
+            _merge(merged, read_file(file, lines, root_owned), (), lines)
         except FileNotFoundError:
             continue
         except ConfigError as error:
@@ -116,19 +128,21 @@ def load_config(path: str = PATH, conf_d: str = CONF_D, *, root_owned: bool = Fa
     return config
 
 
-class _Lines:
+class Lines:
     """Where each key path was last set."""
 
     def __init__(self) -> None:
         self.places: dict[tuple[str, ...], tuple[str, int]] = {}
 
     def of(self, keys: tuple[str, ...]) -> tuple[str, int]:
+        """File and line of a key path, or of what it is in."""
         while keys and keys not in self.places:
             keys = keys[:-1]
         return self.places.get(keys, (PATH, 0))
 
 
-def _read(path: str, lines: _Lines, root_owned: bool) -> dict[str, Any]:
+def read_file(path: str, lines: Lines, root_owned: bool) -> dict[str, Any]:
+    """One file's mapping; where its keys are goes to ``lines``. Raises ConfigError, FileNotFoundError."""
     try:
         with open(path, "rb") as file:
             status = os.fstat(file.fileno())
@@ -166,7 +180,7 @@ def _read(path: str, lines: _Lines, root_owned: bool) -> dict[str, Any]:
 
 
 def _mapping(
-    loader: Any, node: Any, path: str, keys: tuple[str, ...], lines: _Lines
+    loader: Any, node: Any, path: str, keys: tuple[str, ...], lines: Lines
 ) -> dict[str, Any]:
     if not isinstance(node, yaml.MappingNode):
         raise ConfigError(
@@ -189,7 +203,7 @@ def _mapping(
 
 
 def _merge(
-    into: dict[str, Any], other: dict[str, Any], keys: tuple[str, ...], lines: _Lines
+    into: dict[str, Any], other: dict[str, Any], keys: tuple[str, ...], lines: Lines
 ) -> None:
     for key, value in other.items():
         if isinstance(value, dict) and isinstance(into.get(key), dict):
@@ -201,7 +215,7 @@ def _merge(
 class _Reader:
     """From plain values to the dataclasses, collecting mistakes on the way."""
 
-    def __init__(self, lines: _Lines, errors: list[ConfigError]) -> None:
+    def __init__(self, lines: Lines, errors: list[ConfigError]) -> None:
         self._lines = lines
         self._errors = errors
 
@@ -212,12 +226,16 @@ class _Reader:
     def config(self, data: dict[str, Any]) -> Config:
         base = Config(queues={})
         self._known(
-            data, ("queues", "policy", "output", "retention", "defaults", "limits", "storage"), ()
+            data,
+            tuple("queues resources policy output retention defaults limits storage".split()),
+            (),
         )
         output = self._section(data, "output", ("cap", "journal_burst"))
         retention = self._section(data, "retention", ("backlog_days", "all_backlog_days"))
         defaults = self._section(data, "defaults", ("stop_timeout",))
-        limits = self._section(data, "limits", ("connections_per_user", "requests_per_user"))
+        limits = self._section(
+            data, "limits", ("connections_per_user", "requests_per_user", "waiting_per_user")
+        )
         storage = self._section(data, "storage", ("backend",))
         return Config(
             queues=self._queues(data.get("queues")),
@@ -237,6 +255,10 @@ class _Reader:
             requests_per_user=self._int(
                 limits, ("limits", "requests_per_user"), base.requests_per_user, 1
             ),
+            waiting_per_user=self._int(
+                limits, ("limits", "waiting_per_user"), base.waiting_per_user, 1
+            ),
+            resources=self._resources(data.get("resources")),
             storage=self._choice(storage, ("storage", "backend"), ("sqlite", "memory")),
         )
 
@@ -257,15 +279,42 @@ class _Reader:
             if not isinstance(section, dict):
                 self.wrong(keys, "must be a mapping")
                 continue
-            self._known(section, ("slots", "max_waiting", "paused", "properties"), keys)
+            self._known(section, ("slots", "max_waiting", "paused", "rate", "properties"), keys)
             queues[name] = QueueConfig(
                 name,
                 self._int(section, (*keys, "slots"), default.slots, 1),
                 self._int(section, (*keys, "max_waiting"), default.max_waiting, 1),
                 self._bool(section, (*keys, "paused"), False),
+                self._rate(section.get("rate"), (*keys, "rate")),
                 self._properties(section.get("properties"), (*keys, "properties")),
             )
         return queues
+
+    def _rate(self, data: Any, keys: tuple[str, ...]) -> Rate | None:
+        if data is None:
+            return None
+        found = RATE.fullmatch(str(data))
+        try:
+            if found is not None:
+                return Rate(int(found[1]), parse_timespan(f"{found[2] or 1}{found[3]}") or 1)
+        except ValueError:
+            pass
+        self.wrong(keys, "must be so many starts in a time span: 10/min, 100/5min")
+        return None
+
+    def _resources(self, data: Any) -> dict[str, int]:
+        if data is None:
+            return {}
+        if not isinstance(data, dict):
+            self.wrong(("resources",), "must be a mapping of names to numbers")
+            return {}
+        out = {}
+        for name in data:
+            if QUEUE_NAME.fullmatch(str(name)):
+                out[str(name)] = self._int(data, ("resources", str(name)), 1, 0)
+            else:
+                self.wrong(("resources", str(name)), "a name has letters, digits and _ only")
+        return out
 
     def _properties(self, data: Any, keys: tuple[str, ...]) -> dict[str, str]:
         if data is None:

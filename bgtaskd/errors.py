@@ -135,6 +135,13 @@ class NoSuchQueue(_Named):
     text = "there is no queue {queue}"
 
 
+class NoSuchSchedule(_Named):
+    """No schedule has this name."""
+
+    fields = ("name",)
+    text = "there is no schedule {name}"
+
+
 class PermissionDenied(_Named):
     """The policy says no."""
 
@@ -190,6 +197,7 @@ BY_NAME: dict[str, type[_Named]] = {
         InvalidSpec,
         NoSuchTask,
         NoSuchQueue,
+        NoSuchSchedule,
         PermissionDenied,
         QueueFull,
         NotPossible,

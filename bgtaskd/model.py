@@ -45,7 +45,7 @@ class State(str, Enum):
 
 
 class Result(str, Enum):
-    """Why a task ended: systemd's words for a service's Result=, and four that only a task needs."""
+    """Why a task ended: systemd's words for a service's Result=, and what only a task needs."""
 
     SUCCESS = "success"
     EXIT_CODE = "exit-code"
@@ -58,6 +58,7 @@ class Result(str, Enum):
     INTERRUPTED = "interrupted"
     LOST = "lost"
     STOPPED = "stopped"
+    DEPENDENCY = "dependency"
 
 
 class StopReason(str, Enum):
@@ -85,10 +86,11 @@ RETRIED_BY_DEFAULT: Final = frozenset(
         Result.LOST,
     }
 )
-NEVER_RETRIED: Final = frozenset({Result.SUCCESS, Result.STOPPED})
+NEVER_RETRIED: Final = frozenset({Result.SUCCESS, Result.STOPPED, Result.DEPENDENCY})
 
 RETRY_DELAY_MAX_USEC: Final = 3_600_000_000
 ERROR_MAX: Final = 1000
+NAME_MAX: Final = 200
 RECORD: Final = "record"
 """The kind of a task whose work is done elsewhere: no attempt is made, how it stands is reported by hand."""
 
@@ -130,6 +132,19 @@ class TaskSpec:
     """Kind python: what is run, "module:name" or "/path/script.py:name"."""
     import_path: tuple[str, ...] = ()
     """Kind python: what sys.path is for it."""
+    after: tuple[int, ...] = ()
+    """The tasks that must have ended first."""
+    after_result: str = "success"
+    """How: "success" or "any-result"."""
+    group: str | None = None
+    weight: int = 1
+    """How many of its queue's slots it takes."""
+    needs: Mapping[str, int] = field(default_factory=dict)
+    """How much it takes of the configuration's resources."""
+    on_end: Mapping[str, Any] | None = None
+    """What to run when it has ended: argv, and on: any, success or failure."""
+    stdin: bool = False
+    """Whether text can be sent to its standard input."""
 
     def is_retried_after(self, result: Result) -> bool:
         """Whether a task that ended this way may be tried again by itself."""
@@ -158,7 +173,7 @@ class TaskSpec:
         """The inverse of :meth:`to_json`, for specs that were checked before they were stored."""
         known = {item.name for item in fields(cls)}
         values = {key: value for key, value in data.items() if key in known}
-        for name in ("argv", "import_path", "secrets"):
+        for name in ("argv", "import_path", "secrets", "after"):
             values[name] = tuple(values.get(name, ()))
         if values.get("retry_on") is not None:
             values["retry_on"] = tuple(Result(one) for one in values["retry_on"])
@@ -244,6 +259,8 @@ class Task:
             "target": self.spec.target,
             "argv": list(self.spec.argv),
             "cwd": self.spec.cwd,
+            "group": self.spec.group,
+            "after": list(self.spec.after),
             "created": self.created,
             "started": self.started,
             "updated": self.updated,
@@ -293,6 +310,13 @@ class PutBack(Event):
 @dataclass(frozen=True, slots=True)
 class CouldNotStart(Event):
     """The attempt could not be started: no scope, no such user, no such program."""
+
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class DependencyFailed(Event):
+    """A task that was to succeed first did not."""
 
     error: str
 
@@ -419,6 +443,11 @@ def _put_back(task: Task, event: PutBack) -> Task:
 
 def _could_not_start(task: Task, event: CouldNotStart) -> Task:
     return _exited(task, Exited(event.at, Result.RESOURCES, error=event.error))
+
+
+def _dependency_failed(task: Task, event: DependencyFailed) -> Task:
+    exited = Exited(event.at, Result.DEPENDENCY, error=event.error)
+    return _end(task, exited, State.FAILED, Result.DEPENDENCY)
 
 
 def _started(task: Task, event: Started) -> Task:
@@ -580,6 +609,7 @@ def _table() -> dict[tuple[type[Event], State], Any]:
         (Picked, State.QUEUED): _picked,
         (PutBack, State.STARTING): _put_back,
         (CouldNotStart, State.STARTING): _could_not_start,
+        (DependencyFailed, State.QUEUED): _dependency_failed,
         (Started, State.STARTING): _started,
         (Frozen, State.RUNNING): _frozen,
         (Thawed, State.PAUSED): _thawed,

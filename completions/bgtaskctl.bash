@@ -11,8 +11,8 @@ _bgtaskctl_queues() {
 
 _bgtaskctl() {
     local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]} verb= word
-    local verbs='run list status show output logs wait stop kill pause resume retry rm signal signals
-        config update record queues monitor check-config'
+    local verbs='run list status show output logs wait stop kill pause resume edit retry rm send stats clean signal signals
+        config update record schedule queues monitor check-config'
     COMPREPLY=()
     local i skip=
     for ((i = 1; i < COMP_CWORD; i++)); do
@@ -54,7 +54,7 @@ _bgtaskctl() {
         mapfile -t COMPREPLY < <(compgen -W "$(bgtaskctl "$verb" --help 2>/dev/null | grep -oE -- '--[a-z][a-z-]+')" -- "$cur")
     else
         case $verb in
-            stop|kill|wait|signal) mapfile -t COMPREPLY < <(compgen -W "$(_bgtaskctl_ids --state queued,delayed,running,paused)" -- "$cur") ;;
+            stop|kill|wait|signal|send|edit) mapfile -t COMPREPLY < <(compgen -W "$(_bgtaskctl_ids --state queued,delayed,running,paused)" -- "$cur") ;;
             pause) mapfile -t COMPREPLY < <(compgen -W "$(_bgtaskctl_ids --state running)" -- "$cur") ;;
             resume) mapfile -t COMPREPLY < <(compgen -W "$(_bgtaskctl_ids --state paused)" -- "$cur") ;;
             retry|rm) mapfile -t COMPREPLY < <(compgen -W "$(_bgtaskctl_ids --state finished,failed,stopped -n 200)" -- "$cur") ;;

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 import bgtaskd
 from bgtaskd import errors
-from bgtaskd.cli import verbs
+from bgtaskd.cli import changing, scheduling, verbs
 from bgtaskd.cli.render import escaped
 from bgtaskd.properties import parse_timespan
 
@@ -26,7 +26,13 @@ def main(argv: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a locale that has no "●" is no reason to fail
-    arguments = parser().parse_args(argv)
+    top = parser()
+    words, command = _split(sys.argv[1:] if argv is None else argv)
+    arguments = top.parse_args(words)
+    if command is not None:
+        arguments.command = command
+    if getattr(arguments, "group_of", "") is None and not arguments.ids:
+        top.error("which tasks? Their ids, or --group NAME")
     try:
         status = int(arguments.verb(arguments) or DONE)
         sys.stdout.flush()
@@ -101,11 +107,31 @@ def _secret(text: str) -> tuple[str, str]:
     return name, path
 
 
+def _split(words: list[str]) -> tuple[list[str], list[str] | None]:
+    """The words, and a schedule's command, which argparse cannot tell from what stands before its options."""
+    if "schedule" in words and "--" in words:
+        verb, end = words.index("schedule"), words.index("--")
+        if words[verb + 1 : verb + 2] == ["add"] and end > verb:
+            return words[:end], words[end + 1 :]
+    return words, None
+
+
 def _pair(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not equals or not name:
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
     return name, value
+
+
+def _need(text: str) -> tuple[str, int]:
+    name, number = _pair(text)
+    if not number.isascii() or not number.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=NUMBER")
+    return name, int(number)
+
+
+def _ids(text: str) -> list[int]:
+    return [_id(one) for one in text.split(",")]
 
 
 def _env(text: str) -> tuple[str, str | None]:
@@ -214,6 +240,7 @@ def parser() -> argparse.ArgumentParser:
     )
     one.add_argument("--queue")
     one.add_argument("--name", help="a shell pattern")
+    one.add_argument("--group")
     one.add_argument("--user")
     verb("status", verbs.status, "Show tasks; without an id, the daemon", "*")
     one = verb("show", verbs.show, "Print a task's properties, for programs", "+")
@@ -227,16 +254,26 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("-f", "--follow", action="store_true", help="go on with what is logged")
     one.add_argument("-n", "--lines", type=_count, metavar="N", help="only the last so many")
     one.add_argument("ids", metavar="ID… [OPTION…]", nargs=argparse.REMAINDER, action=_IdsThenRest)
-    one = verb("wait", verbs.wait, "Wait until tasks have ended; fails unless all succeeded", "+")
+    one = verb("wait", verbs.wait, "Wait until tasks have ended; fails unless all succeeded", "*")
+    one.add_argument("--group", dest="group_of", help="the tasks of this group that have not ended")
     one.add_argument("--timeout", type=_span, help="give up after this time span")
-    verb("stop", verbs.stop, "End tasks: SIGTERM, and SIGKILL after their stop timeout", "+")
+    one = verb("stop", verbs.stop, "End tasks: SIGTERM, and SIGKILL after their stop timeout", "*")
+    one.add_argument("--group", dest="group_of", help="the tasks of this group that have not ended")
     one = verb("kill", verbs.kill, "Send a Unix signal to tasks' processes", "+")
     one.add_argument("-s", "--signal", default="SIGKILL")
     one.add_argument("--kill-whom", choices=("all", "main"), default="all")
     verb("pause", verbs.pause, "Freeze tasks", "+")
     verb("resume", verbs.resume, "Thaw tasks", "+")
-    verb("retry", verbs.retry, "Run ended tasks again", "+")
+    _add_changes(verb("edit", changing.edit, "Change tasks that wait", "+"))
+    _add_changes(verb("retry", changing.retry, "Run ended tasks again, perhaps with changes", "+"))
     verb("rm", verbs.remove, "Forget ended tasks and their output", "+")
+    one = verb("send", changing.send, "Send a line, or standard input, to a task's standard input")
+    one.add_argument("id", metavar="ID", type=_id)
+    one.add_argument("text", metavar="TEXT", nargs="*")
+    one.add_argument("--eof", action="store_true", help="and end its input there")
+    one = verb("stats", changing.stats, "Sum up the last tasks by name")
+    one.add_argument("--name", help="a shell pattern")
+    verb("clean", changing.clean, "Forget now what the retention says")
     one = verb("signal", verbs.signal, "Leave a message in a task's mailbox")
     one.add_argument("id", metavar="ID", type=_id)
     one.add_argument("name", metavar="NAME")
@@ -258,6 +295,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--rewind", action="store_true", help="let the percentage go back")
     one.add_argument("message", nargs="?")
     _add_record(verb("record", verbs.record, "Keep a record of work that is done elsewhere"))
+    _add_schedule(verb("schedule", scheduling.schedule, "Have tasks started again and again"))
     one = verb("queues", verbs.queues, "List queues; pause or resume one")
     one.add_argument("action", choices=("list", "pause", "resume"), nargs="?", default="list")
     one.add_argument("queue", nargs="?")
@@ -267,6 +305,40 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--config", default="/etc/bgtaskd.yaml")
     one.add_argument("--conf-d", default="/etc/bgtaskd/conf.d")
     return top
+
+
+def _add_changes(one: argparse.ArgumentParser) -> None:
+    """What can be said of a task at its start and later."""
+    one.add_argument("--name", type=_words, help="what it is called (default: the program's name)")
+    one.add_argument("--queue", type=_words, help="which queue it waits in")
+    one.add_argument("--priority", type=int, help="-1000 to 1000; higher first")
+    one.add_argument(
+        "--delay", type=_span, metavar="SPAN", help="not before so long from now: 5min"
+    )
+    one.add_argument("--timeout", type=_span, metavar="SPAN", help="stop it after so long")
+    one.add_argument(
+        "--stall-timeout",
+        type=_span,
+        metavar="SPAN",
+        help="stop it when it reports nothing for so long",
+    )
+    one.add_argument("--retries", type=int, help="try again so often when it fails")
+    one.add_argument(
+        "-p", "--property", action="append", type=_pair, default=[], metavar="NAME=VALUE"
+    )
+    one.add_argument("--settings", type=_json, metavar="JSON")
+    one.add_argument(
+        "--after", type=_ids, metavar="ID[,ID…]", help="not before these tasks have succeeded"
+    )
+    one.add_argument(
+        "--after-any",
+        dest="after_result",
+        action="store_const",
+        const="any-result",
+        help="with --after: ended, however",
+    )
+    one.add_argument("--group", type=_words, help="a name for tasks that belong together")
+    one.add_argument("--weight", type=int, metavar="SLOTS", help="how many slots it takes")
 
 
 def _add_record(one: argparse.ArgumentParser) -> None:
@@ -285,6 +357,55 @@ def _add_record(one: argparse.ArgumentParser) -> None:
         say.add_argument("--value", type=_json, metavar="JSON", help="what it came to")
 
 
+def _add_schedule(one: argparse.ArgumentParser) -> None:
+    actions = one.add_subparsers(
+        dest="action", metavar="ACTION", required=True, parser_class=_Parser
+    )
+    actions.add_parser("list", help="list them", allow_abbrev=False)
+    usage = "bgtaskctl schedule add NAME --calendar EXPRESSION [OPTION…] -- COMMAND…"
+    add = actions.add_parser("add", help="make one, or change it", usage=usage, allow_abbrev=False)
+    add.add_argument("schedule", metavar="NAME", type=_words)
+    add.add_argument(
+        "--calendar",
+        action="append",
+        type=_words,
+        required=True,
+        metavar="EXPRESSION",
+        help="when, as systemd.time(7) has it: 'Mon..Fri 08:00'",
+    )
+    add.add_argument(
+        "--persistent",
+        action="store_true",
+        help="make up for what was due while the machine was off",
+    )
+    add.add_argument(
+        "--randomized-delay", type=_span, metavar="SPAN", help="later by up to so long"
+    )
+    add.add_argument(
+        "--overlap",
+        choices=("skip", "queue", "replace"),
+        default="skip",
+        help="what if the last task has not ended",
+    )
+    add.add_argument("-d", "--cwd", metavar="DIR", help="where it runs (default: here)")
+    add.add_argument(
+        "-E", "--setenv", "--env", action="append", type=_env, default=[], metavar="NAME[=VALUE]"
+    )
+    _add_changes(add)
+    for name, text in (
+        ("rm", "forget one"),
+        ("enable", "start its timer again"),
+        ("disable", "stop its timer"),
+        ("run", "start its task now; prints the id"),
+    ):
+        say = actions.add_parser(name, help=text, allow_abbrev=False)
+        say.add_argument("name", metavar="NAME", type=_words)
+        if name == "run":
+            say.add_argument(
+                "--timer", action="store_true", help="as its timer does: once a moment"
+            )
+
+
 def _add_run(one: argparse.ArgumentParser) -> None:
     one.add_argument("command", metavar="COMMAND", nargs=argparse.REMAINDER, help="after --")
     one.add_argument("-w", "--wait", action="store_true", help="wait, and exit with its status")
@@ -294,21 +415,8 @@ def _add_run(one: argparse.ArgumentParser) -> None:
         action="store_true",
         help="show its output and progress until it has ended",
     )
-    one.add_argument("--name", type=_words, help="what it is called (default: the program's name)")
-    one.add_argument("--queue", type=_words, help="which queue it waits in")
-    one.add_argument("--priority", type=int, help="-1000 to 1000; higher first")
-    one.add_argument(
-        "--delay", type=_span, metavar="SPAN", help="not before so long from now: 5min"
-    )
-    one.add_argument("--timeout", type=_span, metavar="SPAN", help="stop it after so long")
-    one.add_argument(
-        "--stall-timeout",
-        type=_span,
-        metavar="SPAN",
-        help="stop it when it reports nothing for so long",
-    )
+    _add_changes(one)
     one.add_argument("--stop-timeout", type=_span, metavar="SPAN", help="from SIGTERM to SIGKILL")
-    one.add_argument("--retries", type=int, help="try again so often when it fails")
     one.add_argument(
         "--retry-delay",
         type=_span,
@@ -324,9 +432,6 @@ def _add_run(one: argparse.ArgumentParser) -> None:
         "-E", "--setenv", "--env", action="append", type=_env, default=[], metavar="NAME[=VALUE]"
     )
     one.add_argument(
-        "-p", "--property", action="append", type=_pair, default=[], metavar="NAME=VALUE"
-    )
-    one.add_argument(
         "--secret",
         action="append",
         type=_secret,
@@ -340,7 +445,16 @@ def _add_run(one: argparse.ArgumentParser) -> None:
         type=_words,
         help="use a task with this key that has not ended",
     )
-    one.add_argument("--settings", type=_json, metavar="JSON")
+    one.add_argument(
+        "--needs",
+        action="append",
+        type=_need,
+        default=[],
+        metavar="NAME=NUMBER",
+        help="how much it takes of a resource that the configuration counts",
+    )
+    one.add_argument("--on-end", metavar="COMMAND", help="a command to run when it has ended")
+    one.add_argument("--stdin", action="store_true", help="let `bgtaskctl send` send it text")
     one.add_argument(
         "--target",
         metavar="MODULE:NAME",

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shlex
 import shutil
 import signal as unix_signal
 import subprocess
@@ -134,6 +135,13 @@ def run(arguments: Namespace) -> int:
             merge_key=arguments.merge_key,
             settings=arguments.settings,
             secrets={name: _secret(name, path) for name, path in arguments.secret} or None,
+            after=arguments.after,
+            after_result=arguments.after_result,
+            group=arguments.group,
+            weight=arguments.weight,
+            needs=dict(arguments.needs) or None,
+            on_end=shlex.split(arguments.on_end) if arguments.on_end else None,
+            stdin=arguments.stdin or None,
             **python,
         )
         if not arguments.follow and not arguments.wait:
@@ -193,7 +201,7 @@ def exit_status(task: TaskInfo) -> int:
 
 def list_(arguments: Namespace) -> None:
     """bgtaskctl list."""
-    only = {"queue": arguments.queue, "name": arguments.name, "user": arguments.user}
+    only = {name: getattr(arguments, name) for name in ("queue", "name", "group", "user")}
     with client(arguments) as one:
         states = [state for given in arguments.state or () for state in given]
         if arguments.all or states:
@@ -327,11 +335,12 @@ def wait(arguments: Namespace) -> int:
     """bgtaskctl wait."""
     good = True
     with client(arguments) as one:
-        for task in patient.wait_all(one, arguments.ids, arguments.timeout):
+        ids = ids_of(one, arguments)
+        for task in patient.wait_all(one, ids, arguments.timeout) if ids else ():
             good = good and task.result == "success"
             if arguments.output == "json":
                 print_json(as_json(task))
-            elif not arguments.quiet and len(arguments.ids) > 1:
+            elif not arguments.quiet and len(ids) > 1:
                 print(f"{task.id} {text.what(task)}")
     return 0 if good else 1
 
@@ -347,11 +356,22 @@ def monitor(arguments: Namespace) -> None:
 # --- steering ----------------------------------------------------------------------------------------
 
 
+def ids_of(one: Client, arguments: Namespace) -> list[int]:
+    """The ids that were given, or those of a group's tasks that have not ended: those that wait first."""
+    ids: list[int] = list(arguments.ids)
+    group = getattr(arguments, "group_of", None)
+    if group is not None:
+        live = list_all(one, LIVE, None, {"group": group})
+        live.sort(key=lambda task: task.state not in ("queued", "delayed"))
+        ids += [task.id for task in live]
+    return ids
+
+
 def for_each(arguments: Namespace, act: Callable[[Client, int], None]) -> int:
     """Do it to each task. One failure does not keep the others from theirs; the first decides the status."""
     first: BgtaskdError | None = None
     with client(arguments) as one:
-        for task_id in arguments.ids:
+        for task_id in ids_of(one, arguments):
             try:
                 act(one, task_id)
             except BgtaskdError as error:
@@ -384,11 +404,6 @@ def pause(arguments: Namespace) -> int:
 def resume(arguments: Namespace) -> int:
     """bgtaskctl resume."""
     return for_each(arguments, Client.resume)
-
-
-def retry(arguments: Namespace) -> int:
-    """bgtaskctl retry."""
-    return for_each(arguments, Client.retry)
 
 
 def remove(arguments: Namespace) -> int:
@@ -516,11 +531,15 @@ def queues(arguments: Namespace) -> None:
 def check_config(arguments: Namespace) -> int:
     """bgtaskctl check-config."""
     from bgtaskd.config import ConfigErrors, load_config
+    from bgtaskd.schedules import load_schedules
 
+    _, errors = load_schedules(os.path.join(os.path.dirname(arguments.conf_d), "schedules.d"))
     try:
         found = load_config(arguments.config, arguments.conf_d)
-    except ConfigErrors as errors:
-        for error in errors.errors:
+    except ConfigErrors as wrong:
+        errors = [*wrong.errors, *errors]
+    if errors:
+        for error in errors:
             print(escaped(str(error)), file=sys.stderr)
         return 1
     if not arguments.quiet:

@@ -6,21 +6,35 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any, Self
 
 from bgtaskd.client.path import default_socket
 from bgtaskd.client.task import (
+    GROUP_MAX,
+    UNENDED,
     Message,
+    NameStats,
     OutputChunk,
     QueueInfo,
+    ScheduleInfo,
     Seconds,
     TaskEvent,
     TaskInfo,
+    changes_of,
+    schedule_of,
     spec_of,
     usec,
 )
-from bgtaskd.errors import INTERFACE, NoSuchTask, NotReachable, ProtocolError, TaskFailed, from_wire
+from bgtaskd.errors import (
+    INTERFACE,
+    NoSuchTask,
+    NotPossible,
+    NotReachable,
+    ProtocolError,
+    TaskFailed,
+    from_wire,
+)
 from bgtaskd.protocol.codec import DEPTH_MAX, Decoder, MalformedMessage, encode
 
 READ_SIZE = 1 << 16
@@ -261,9 +275,87 @@ class AsyncClient:
         """A Unix signal to all its processes, or to the main one."""
         await self.call("Kill", id=task_id, signal=str(signal), whom=whom)
 
-    async def retry(self, task_id: int) -> None:
-        """Run an ended task again."""
-        await self.call("Retry", id=task_id)
+    async def retry(self, task_id: int, **changes: Any) -> None:
+        """Run an ended task again; with ``changes``, those of edit(), not as it was."""
+        more = {"changes": changes_of(changes)} if changes else {}
+        await self.call("Retry", id=task_id, **more)
+
+    async def edit(self, task_id: int, **changes: Any) -> None:
+        """Change a task that waits: options as start() has them. Raises NotPossible, InvalidSpec."""
+        await self.call("Edit", id=task_id, changes=changes_of(changes))
+
+    async def send(self, task_id: int, text: str, *, eof: bool = False) -> None:
+        """Text for the standard input of a task started with ``stdin=True``; with ``eof`` it ends there.
+
+        Raises NotPossible where it cannot be taken: then none of it was.
+        """
+        await self.call("Send", id=task_id, text=text, eof=eof)
+
+    async def wait_group(self, group: str, timeout: Seconds | None = None) -> Listed[TaskInfo]:  # noqa: ASYNC109 - it is part of the call
+        """Wait until every task of the group, as it is now, has ended; all of them. Raises TimedOut."""
+        live = [one.id for one in await self.list(states=UNENDED, group=group, limit=GROUP_MAX)]
+        if live:
+            async for _ in self.wait_all(live, timeout):
+                pass
+        return await self.list(group=group, limit=GROUP_MAX)
+
+    async def stop_group(self, group: str) -> Listed[int]:
+        """End every task of the group: those that wait first, so that none takes another's place. Their ids."""
+        live = await self.list(states=UNENDED, group=group, limit=GROUP_MAX)
+        live.sort(key=lambda one: one.state not in ("queued", "delayed"))
+        for one in live:
+            with suppress(NotPossible, NoSuchTask):  # it has ended meanwhile
+                await self.stop(one.id)
+        return [one.id for one in live]
+
+    async def schedules(self) -> Listed[ScheduleInfo]:
+        """Your schedules, by name; an administrator's: all."""
+        found = (await self.call("Schedules"))["schedules"]
+        return [ScheduleInfo.from_wire(one) for one in found]
+
+    async def add_schedule(
+        self,
+        name: str,
+        calendar: str | Sequence[str],
+        argv: Sequence[str],
+        *,
+        persistent: bool = False,
+        randomized_delay: Seconds = 0,
+        overlap: str = "skip",
+        **options: Any,
+    ) -> None:
+        """Have a task started again and again; ``calendar``: see systemd.time(7). Another of the name goes.
+
+        ``persistent``: make up for what was due while the machine was off. ``overlap``: what if the last task
+        has not ended: "skip", "queue" or "replace". ``options``: of start(). Raises InvalidSpec.
+        """
+        schedule = schedule_of(name, calendar, argv, persistent, randomized_delay, overlap, options)
+        await self.call("AddSchedule", schedule=schedule)
+
+    async def remove_schedule(self, name: str) -> None:
+        """Forget a schedule. Raises NoSuchSchedule."""
+        await self.call("RemoveSchedule", name=name)
+
+    async def enable_schedule(self, name: str, enabled: bool = True) -> None:
+        """Start, or stop, its timer. Raises NoSuchSchedule."""
+        await self.call("EnableSchedule", name=name, enabled=enabled)
+
+    async def fire_schedule(self, name: str, *, timer: bool = False) -> int | None:
+        """Start its task now; the id, or None where the last has not ended and ``overlap`` is "skip".
+
+        ``timer``: for the moment at which its timer elapsed last; a second call for it starts nothing.
+        """
+        found: int | None = (await self.call("FireSchedule", name=name, timer=timer))["id"]
+        return found
+
+    async def stats(self, name: str | None = None) -> Listed[NameStats]:
+        """What came of the last tasks, by name. ``name`` may be a shell pattern."""
+        parameters = {} if name is None else {"name": name}
+        return [NameStats(**one) for one in (await self.call("Stats", **parameters))["names"]]
+
+    async def clean(self) -> int:
+        """Forget now what the retention says; how many that were. For administrators."""
+        return int((await self.call("Clean"))["removed"])
 
     async def remove(self, task_id: int) -> None:
         """Forget an ended task and its output."""

@@ -8,24 +8,31 @@ import os
 import socket
 import threading
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from types import TracebackType
 from typing import Any, Self
 
 from bgtaskd.client.path import default_socket
 from bgtaskd.client.task import (
+    GROUP_MAX,
+    UNENDED,
     Message,
+    NameStats,
     OutputChunk,
     QueueInfo,
+    ScheduleInfo,
     Seconds,
     TaskEvent,
     TaskInfo,
+    changes_of,
+    schedule_of,
     spec_of,
     usec,
 )
 from bgtaskd.errors import (
     INTERFACE,
     NoSuchTask,
+    NotPossible,
     NotReachable,
     ProtocolError,
     RemoteError,
@@ -200,9 +207,20 @@ class Client:
         target: str | None = None,
         import_path: Sequence[str] | None = None,
         secrets: Mapping[str, str] | None = None,
+        after: Sequence[int] | None = None,
+        after_result: str | None = None,
+        group: str | None = None,
+        weight: int | None = None,
+        needs: Mapping[str, int] | None = None,
+        on_end: Sequence[str] | Mapping[str, Any] | None = None,
+        stdin: bool | None = None,
     ) -> int:
         """Have a command run; its task's id, once the task is on the disk. Durations in seconds.
 
+        ``after``: tasks that must have ended first: well, or with ``after_result="any-result"`` however.
+        ``weight``: so many of its queue's slots; ``needs``: so much of the configuration's resources.
+        ``on_end``: a command to run when it has ended, or ``{"argv": […], "on": "failure"}``.
+        ``stdin``: whether send() may send it text.
         ``secrets``: by name; the command finds each in a file of that name in $CREDENTIALS_DIRECTORY.
         ``kind``, ``target`` and ``import_path`` are for tasks written in Python: see bgtaskd.BackgroundTask.
 
@@ -228,6 +246,7 @@ class Client:
         states: Sequence[str] | None = None,
         queue: str | None = None,
         name: str | None = None,
+        group: str | None = None,
         user: str | None = None,
         before: int | None = None,
         limit: int | None = None,
@@ -391,9 +410,86 @@ class Client:
         """A Unix signal to all its processes, or to the main one."""
         self.call("Kill", id=task_id, signal=str(signal), whom=whom)
 
-    def retry(self, task_id: int) -> None:
-        """Run an ended task again."""
-        self.call("Retry", id=task_id)
+    def retry(self, task_id: int, **changes: Any) -> None:
+        """Run an ended task again; with ``changes``, those of edit(), not as it was."""
+        self.call("Retry", id=task_id, **({"changes": changes_of(changes)} if changes else {}))
+
+    def edit(self, task_id: int, **changes: Any) -> None:
+        """Change a task that waits: options as start() has them. Raises NotPossible, InvalidSpec."""
+        self.call("Edit", id=task_id, changes=changes_of(changes))
+
+    def send(self, task_id: int, text: str, *, eof: bool = False) -> None:
+        """Text for the standard input of a task started with ``stdin=True``; with ``eof`` it ends there.
+
+        Raises NotPossible where it cannot be taken: then none of it was.
+        """
+        self.call("Send", id=task_id, text=text, eof=eof)
+
+    def wait_group(self, group: str, timeout: Seconds | None = None) -> Listed[TaskInfo]:
+        """Wait until every task of the group, as it is now, has ended; all of them. Raises TimedOut."""
+        live = [one.id for one in self.list(states=UNENDED, group=group, limit=GROUP_MAX)]
+        if live:
+            for _ in self.wait_all(live, timeout):
+                pass
+        return self.list(group=group, limit=GROUP_MAX)
+
+    def stop_group(self, group: str) -> Listed[int]:
+        """End every task of the group: those that wait first, so that none takes another's place. Their ids."""
+        live = self.list(states=UNENDED, group=group, limit=GROUP_MAX)
+        live.sort(key=lambda one: one.state not in ("queued", "delayed"))
+        for one in live:
+            with suppress(NotPossible, NoSuchTask):  # it has ended meanwhile
+                self.stop(one.id)
+        return [one.id for one in live]
+
+    def schedules(self) -> Listed[ScheduleInfo]:
+        """Your schedules, by name; an administrator's: all."""
+        found = self.call("Schedules")["schedules"]
+        return [ScheduleInfo.from_wire(one) for one in found]
+
+    def add_schedule(
+        self,
+        name: str,
+        calendar: str | Sequence[str],
+        argv: Sequence[str],
+        *,
+        persistent: bool = False,
+        randomized_delay: Seconds = 0,
+        overlap: str = "skip",
+        **options: Any,
+    ) -> None:
+        """Have a task started again and again; ``calendar``: see systemd.time(7). Another of the name goes.
+
+        ``persistent``: make up for what was due while the machine was off. ``overlap``: what if the last task
+        has not ended: "skip", "queue" or "replace". ``options``: of start(). Raises InvalidSpec.
+        """
+        schedule = schedule_of(name, calendar, argv, persistent, randomized_delay, overlap, options)
+        self.call("AddSchedule", schedule=schedule)
+
+    def remove_schedule(self, name: str) -> None:
+        """Forget a schedule. Raises NoSuchSchedule."""
+        self.call("RemoveSchedule", name=name)
+
+    def enable_schedule(self, name: str, enabled: bool = True) -> None:
+        """Start, or stop, its timer. Raises NoSuchSchedule."""
+        self.call("EnableSchedule", name=name, enabled=enabled)
+
+    def fire_schedule(self, name: str, *, timer: bool = False) -> int | None:
+        """Start its task now; the id, or None where the last has not ended and ``overlap`` is "skip".
+
+        ``timer``: for the moment at which its timer elapsed last; a second call for it starts nothing.
+        """
+        found: int | None = self.call("FireSchedule", name=name, timer=timer)["id"]
+        return found
+
+    def stats(self, name: str | None = None) -> Listed[NameStats]:
+        """What came of the last tasks, by name. ``name`` may be a shell pattern."""
+        parameters = {} if name is None else {"name": name}
+        return [NameStats(**one) for one in self.call("Stats", **parameters)["names"]]
+
+    def clean(self) -> int:
+        """Forget now what the retention says; how many that were. For administrators."""
+        return int(self.call("Clean")["removed"])
 
     def remove(self, task_id: int) -> None:
         """Forget an ended task and its output."""

@@ -24,6 +24,10 @@ class Failure:
         return f"{self.type}: {self.message}" if self.message else self.type
 
 
+UNENDED = ("queued", "delayed", "running", "paused")
+GROUP_MAX = 1_000_000
+
+
 @dataclass(frozen=True, slots=True)
 class TaskInfo:
     """A task, as method Get of org.bgtaskd has it. Times: microseconds since the epoch, UTC."""
@@ -51,6 +55,8 @@ class TaskInfo:
     target: str | None
     argv: Sequence[str]
     cwd: str | None
+    group: str | None
+    after: Sequence[int]
     created: int
     started: int | None
     updated: int
@@ -94,6 +100,44 @@ class Message:
 
 
 @dataclass(frozen=True, slots=True)
+class NameStats:
+    """What came of the last tasks of a name. Durations in microseconds, memory in bytes."""
+
+    name: str
+    runs: int
+    failures: int
+    p50_usec: int | None
+    p95_usec: int | None
+    memory_peak: int | None
+    cpu_usec: int
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduleInfo:
+    """A recurring task. ``next``, ``last``: microseconds since the epoch, as systemd's timer says."""
+
+    name: str
+    user: str
+    calendar: Sequence[str]
+    persistent: bool
+    randomized_delay_usec: int
+    overlap: str
+    enabled: bool
+    file: str | None
+    argv: Sequence[str]
+    next: int | None
+    last: int | None
+    last_task: int | None
+    error: str | None
+
+    @classmethod
+    def from_wire(cls, data: Mapping[str, Any]) -> ScheduleInfo:
+        """Unknown fields are passed over: the daemon may be newer."""
+        values: dict[str, Any] = {one.name: data.get(one.name) for one in fields(cls)}
+        return cls(**values)
+
+
+@dataclass(frozen=True, slots=True)
 class QueueInfo:
     """A queue, and how busy it is."""
 
@@ -128,7 +172,12 @@ def spec_of(argv: Sequence[str], options: Mapping[str, Any]) -> dict[str, Any]:
     """
     if isinstance(argv, (str, bytes)):
         raise TypeError("a command is a list: its program, then each argument")
-    spec: dict[str, Any] = {"argv": [os.fspath(one) for one in argv]}
+    return {"argv": [os.fspath(one) for one in argv], **changes_of(options)}
+
+
+def changes_of(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a task as the wire has them."""
+    spec: dict[str, Any] = {}
     for name, value in options.items():
         if value is None:
             continue
@@ -138,8 +187,30 @@ def spec_of(argv: Sequence[str], options: Mapping[str, Any]) -> dict[str, Any]:
             spec[name] = {key: str(one) for key, one in value.items()}
         elif name == "cwd":
             spec[name] = os.fspath(value)
-        elif name == "retry_on":
+        elif name in ("retry_on", "after"):
             spec[name] = list(value)
+        elif name == "on_end":
+            spec[name] = dict(value) if isinstance(value, Mapping) else {"argv": list(value)}
         else:
             spec[name] = value
     return spec
+
+
+def schedule_of(
+    name: str,
+    calendar: str | Sequence[str],
+    argv: Sequence[str],
+    persistent: bool,
+    randomized_delay: Seconds,
+    overlap: str,
+    options: Mapping[str, Any],
+) -> dict[str, Any]:
+    """A NewSchedule for the wire."""
+    return {
+        "name": name,
+        "calendar": [calendar] if isinstance(calendar, str) else list(calendar),
+        "persistent": persistent,
+        "randomized_delay_usec": usec(randomized_delay),
+        "overlap": overlap,
+        "spec": spec_of(argv, options),
+    }

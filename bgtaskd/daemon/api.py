@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import pwd
 import signal
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
@@ -12,11 +14,12 @@ from enum import Enum
 from typing import Any, Final
 
 import bgtaskd
-from bgtaskd.daemon import byhand, streams
+from bgtaskd.daemon import byhand, changes, retention, schedules, streams
 from bgtaskd.daemon.engine import Engine, now_usec
 from bgtaskd.daemon.launcher_link import LauncherError
 from bgtaskd.daemon.policy import Policy
-from bgtaskd.daemon.spec import NAME_MAX, check_failure, plain_json, plain_text, read_spec
+from bgtaskd.daemon.spec import check_failure, plain_json, plain_text, read_spec
+from bgtaskd.daemon.stats import stats_by_name
 from bgtaskd.daemon.supervisors import Supervisors
 from bgtaskd.errors import (
     InvalidSpec,
@@ -25,21 +28,21 @@ from bgtaskd.errors import (
     NoSuchTask,
     NotPossible,
     PermissionDenied,
-    QueueFull,
     StorageFailed,
 )
 from bgtaskd.model import (
     ENDED,
+    NAME_MAX,
     RECORD,
     WAITING,
     Exited,
     IllegalTransition,
     Reported,
     Result,
-    RetryAsked,
     State,
     StopReason,
     Task,
+    TaskSpec,
     canonical_json,
 )
 from bgtaskd.protocol.peer import Peer
@@ -53,8 +56,11 @@ from bgtaskd.storage.interface import (
     Query,
     StorageError,
 )
+from bgtaskd.storage.interface import Operation as StorageOperation
 
 LIST_MAX: Final = 1000
+SEND_MAX: Final = 64 * 1024
+STATS_MAX: Final = 1000
 LIST_WEIGHT: Final = 512 * 1024
 """Characters of JSON in a reply's settings and values; escaped, they may be six times as many bytes."""
 # What a task may ask of itself, whoever it runs as. All of them pass only whoever may see the task.
@@ -93,6 +99,11 @@ class Api:
         self.launcher_mode = launcher_mode
         self.tasks_dir = ""
         self.since = now_usec()
+        self.schedules = schedules.Schedules(self)
+
+    def is_self(self, peer: Peer) -> bool:
+        """Whether it is one of our own units that calls, as timers do."""
+        return peer.uid in (0, os.geteuid())
 
     def handlers(
         self,
@@ -188,41 +199,44 @@ async def start(api: Api, call: Call) -> Reply:
         known = engine.merge_keys.get((call.peer.uid, spec.merge_key))
         if known is not None:
             return {"id": known, "merged": True}
-    queue = config.queues[spec.queue]
-    if spec.kind == RECORD:
-        byhand.refuse_another(api, call.peer.uid)
-    elif engine.scheduler.waiting(spec.queue) >= queue.max_waiting:
-        raise QueueFull(queue=spec.queue, limit=queue.max_waiting)
-    if engine.writer.failure is not None:
-        raise StorageFailed(reason=str(engine.writer.failure))
+    changes.make_room(api, call.peer.uid, spec)
+    changes.check_after(api, call.peer, spec)
+    task = new_task(engine, call.peer.uid, user, spec)
+    await accept(api, task, given.get("secrets") or {})
+    return {"id": task.id, "merged": False}
+
+
+def new_task(engine: Engine, owner_uid: int, user: pwd.struct_passwd, spec: TaskSpec) -> Task:
+    """A task with an id of its own, not yet accepted."""
     now = now_usec()
     task_id, engine.next_id = engine.next_id, engine.next_id + 1
-    task = Task(
+    return Task(
         id=task_id,
         spec=spec,
         uid=user.pw_uid,
         user=user.pw_name,
-        owner_uid=call.peer.uid,
+        owner_uid=owner_uid,
         state=State.DELAYED if spec.delay_usec else State.QUEUED,
         created=now,
         updated=now,
         not_before=now + spec.delay_usec if spec.delay_usec else None,
     )
-    await _add(engine, task, given.get("secrets") or {})
-    return {"id": task_id, "merged": False}
 
 
-async def _add(engine: Engine, task: Task, secrets: Mapping[str, str]) -> None:
-    """Accept it; its secrets are there before it is."""
+async def accept(api: Api, task: Task, secrets: Mapping[str, str], *more: StorageOperation) -> None:
+    """Put it on the disk; its secrets are there before it is. Raises StorageFailed, StorageError."""
+    engine = api.engine
+    if engine.writer.failure is not None:
+        raise StorageFailed(reason=str(engine.writer.failure))
     if not secrets:
-        await engine.add(task)
+        await engine.add(task, *more)
         return
     try:
         engine.secrets.put(task.id, secrets)
     except OSError as error:
         raise StorageFailed(reason=f"the secrets cannot be kept: {error.strerror}") from None
     try:
-        await engine.add(task)
+        await engine.add(task, *more)
     except BaseException:
         engine.secrets.drop(task.id)
         raise
@@ -250,6 +264,7 @@ async def list_(api: Api, call: Call) -> AsyncGenerator[Streamed, None]:
             wanted,
             given.get("queue"),
             given.get("name"),
+            given.get("group"),
             given.get("user"),
             owner,
             before,
@@ -416,23 +431,34 @@ def _signal_number(text: str) -> int:
         raise InvalidSpec(field="signal", reason=f"there is no signal {text[:32]!r}") from None
 
 
-async def retry(api: Api, call: Call) -> Reply:
-    """Run an ended task again."""
-    task = api.task(call, Access.STEER)
-    byhand.refuse_record(task)
-    if task.spec.secrets:
-        raise NotPossible(
-            id=task.id,
-            state=task.public_state().value,
-            reason="its secrets were forgotten when it ended; start it anew",
-        )
-    if not api.policy.is_admin(call.peer):
-        # The rule that allowed it may have gone since.
-        api.policy.run_as(call.peer, task.user)
-    if task.spec.queue not in api.engine.config.queues:
-        raise NoSuchQueue(queue=task.spec.queue)
-    await api.engine.change(task.id, RetryAsked(now_usec()), before=task)
+async def send(api: Api, call: Call) -> Reply:
+    """Text for a running task's standard input."""
+    task = api.live(api.task(call, Access.STEER), "only a running task can be sent text")
+    text = call.parameters["text"]
+    if len(text.encode()) > SEND_MAX:
+        raise InvalidSpec(field="text", reason=f"must be at most {SEND_MAX} bytes at a time")
+    refused = NotPossible(
+        id=task.id,
+        state=task.public_state().value,
+        reason="its standard input is no pipe (it was not started with stdin), is closed, or full",
+    )
+    if not task.spec.stdin:
+        raise refused
+    if not await api.supervisors.send_text(task, text, call.parameters.get("eof") or False):
+        raise refused
     return {}
+
+
+async def stats(api: Api, call: Call) -> Reply:
+    """What came of the last tasks, by name."""
+    owner = None if api.policy.is_admin(call.peer) else call.peer.uid
+    found = api.engine.storage.lately_ended(owner, call.parameters.get("name"))
+    return {"names": stats_by_name(found)[:STATS_MAX]}
+
+
+async def clean(api: Api, call: Call) -> Reply:
+    """Forget now what is old enough."""
+    return {"removed": await retention.clean(api.engine)}
 
 
 async def remove(api: Api, call: Call) -> Reply:
@@ -518,7 +544,16 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
     "Resume": Operation(resume, Access.STEER),
     "Stop": Operation(stop, Access.STEER),
     "Kill": Operation(kill, Access.STEER),
-    "Retry": Operation(retry, Access.STEER),
+    "Retry": Operation(changes.retry, Access.STEER),
+    "Edit": Operation(changes.edit, Access.STEER),
+    "Send": Operation(send, Access.STEER),
+    "Stats": Operation(stats, Access.ANYONE),
+    "Clean": Operation(clean, Access.ADMIN),
+    "Schedules": Operation(schedules.schedules, Access.ANYONE),
+    "AddSchedule": Operation(schedules.add_schedule, Access.ANYONE),
+    "RemoveSchedule": Operation(schedules.remove_schedule, Access.STEER),
+    "EnableSchedule": Operation(schedules.enable_schedule, Access.STEER),
+    "FireSchedule": Operation(schedules.fire_schedule, Access.STEER),
     "Remove": Operation(remove, Access.STEER),
     "Queues": Operation(queues, Access.ANYONE),
     "PauseQueue": Operation(pause_queue, Access.ADMIN),

@@ -79,6 +79,8 @@ TASK_FIELDS: Final[Mapping[str, str]] = {
     "target": "s",
     "argv": "as",
     "cwd": "s",
+    "group": "s",
+    "after": "at",
     "created": "t",
     "started": "t",
     "updated": "t",
@@ -108,6 +110,8 @@ def task_values(task: Mapping[str, Any]) -> dict[str, Variant]:
             values[name] = Variant("s", text(json.dumps(value, ensure_ascii=False)))
         elif signature == "s":
             values[name] = Variant("s", text(value))
+        elif signature == "at":
+            values[name] = Variant("at", list(value))
         elif signature == "as":
             values[name] = Variant("as", [text(one) for one in value])
         elif signature == "d":

@@ -23,21 +23,26 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from bgtaskd.config import Config
+from bgtaskd.daemon.dependencies import Dependencies
 from bgtaskd.daemon.handover import handover_of
+from bgtaskd.daemon.hooks import hook_of
 from bgtaskd.daemon.launcher_link import (
     RETRY_SECONDS,
     LauncherError,
     LauncherGone,
     LauncherLink,
 )
-from bgtaskd.daemon.scheduler import Scheduler
+from bgtaskd.daemon.scheduler import Limits, Scheduler, Wants
 from bgtaskd.daemon.secrets import Secrets
 from bgtaskd.daemon.writer import Writer
 from bgtaskd.model import (
     ENDED,
+    ERROR_MAX,
     LIVE,
     RECORD,
+    WAITING,
     CouldNotStart,
+    DependencyFailed,
     Due,
     Event,
     Exited,
@@ -45,16 +50,19 @@ from bgtaskd.model import (
     PutBack,
     Reported,
     Result,
+    RetryAsked,
     Started,
     State,
     StopAsked,
     StopReason,
     Task,
+    TaskSpec,
     transition,
 )
 from bgtaskd.storage.interface import (
     Message,
     Operation,
+    PutSpec,
     PutTask,
     RemoveTask,
     Storage,
@@ -72,6 +80,11 @@ Subscriber = Callable[[str, Task], None]
 def now_usec() -> int:
     """Microseconds since the epoch."""
     return time.time_ns() // 1000
+
+
+def wants_of(spec: TaskSpec) -> Wants:
+    """What a task takes while it runs."""
+    return Wants(spec.weight, tuple(sorted(spec.needs.items())))
 
 
 class Engine:
@@ -102,6 +115,8 @@ class Engine:
         self.on_stuck: Callable[[int, int], None] = lambda task_id, attempt: None
         self.records: Counter[int] = Counter()
         """Records that have not ended, by owner."""
+        self.waiting: Counter[int] = Counter()
+        """Tasks that wait for a time or a turn, by owner."""
         self.users: Counter[int] = Counter()
         """Tasks that have not ended, by the user they run as."""
         self.message_seqs: dict[int, int] = {}
@@ -110,6 +125,9 @@ class Engine:
         self._subscribers: list[Subscriber] = []
         self._timer: asyncio.TimerHandle | None = None
         self._held_until = 0.0
+        self._dependencies = Dependencies(
+            lambda number: self.live.get(number) or storage.get(number)
+        )
         self._unsaved: set[int] = set()
         self._forgotten: list[list[int]] = []
         self._saver: asyncio.TimerHandle | None = None
@@ -119,7 +137,8 @@ class Engine:
     def configure(self, config: Config) -> None:
         """Take a configuration over; queues' limits are sent to the launcher."""
         self.config = config
-        self.scheduler.configure({name: queue.slots for name, queue in config.queues.items()})
+        queues = {name: Limits(one.slots, one.rate) for name, one in config.queues.items()}
+        self.scheduler.configure(queues, config.resources)
         flags = self.storage.flags()
         for name, queue in config.queues.items():
             self.scheduler.pause(name, flags.get(f"paused:{name}", "") == "1" or queue.paused)
@@ -159,7 +178,7 @@ class Engine:
             self._index(task)
         self.secrets.keep_only(self.live.keys())
 
-    async def add(self, task: Task) -> None:
+    async def add(self, task: Task, *more: Operation) -> None:
         """Accept a task: on the disk when this returns. Raises StorageError; then there is no task.
 
         Where a slot is free, it is accepted as ``starting``: one commit, and one wait, less.
@@ -168,13 +187,14 @@ class Engine:
         starts = (
             task.state is State.QUEUED
             and task.spec.kind != RECORD
+            and not task.spec.after
             and not self._is_held()
-            and self.scheduler.take_at_once(task.id, queue)
+            and self.scheduler.take_at_once(task.id, queue, now_usec(), wants_of(task.spec))
         )
         if starts:
             task = transition(task, Picked(task.updated, self.boot_id))
         key = (task.owner_uid, task.spec.merge_key)
-        done = self.writer.write([PutTask(task)], must=False)
+        done = self.writer.write([PutTask(task), *more], must=False)
         if key[1] is not None:
             self.merging[key] = done
         try:
@@ -217,17 +237,37 @@ class Engine:
         if task.spec.kind == RECORD:
             self.records[task.owner_uid] += 1
         elif task.state is State.DELAYED:
+            self.waiting[task.owner_uid] += 1
             self.scheduler.delay(task.id, queue, task.not_before or 0)
         elif task.state is State.QUEUED:
-            self.scheduler.add(task.id, queue, task.spec.priority)
+            self.waiting[task.owner_uid] += 1
+            self._queue_up(task)
         elif task.state in LIVE:
-            self.scheduler.occupy(task.id, queue)
+            self.scheduler.occupy(task.id, queue, wants_of(task.spec))
+
+    def _queue_up(self, task: Task) -> None:
+        """It waits for its turn; or for others to end first."""
+        waits, failed = self._dependencies.look(task)
+        if failed is not None:
+            self.job(self._fail_dependent(task.id, failed))
+        if waits or failed is not None:
+            self.scheduler.hold(task.id, task.spec.queue)
+        else:
+            self.scheduler.add(task.id, task.spec.queue, task.spec.priority, wants_of(task.spec))
+
+    async def _fail_dependent(self, task_id: int, failed: Task) -> None:
+        if self._is_in(task_id, State.QUEUED):
+            how = failed.state.value if failed.result is None else failed.result.value
+            why = f"task {failed.id} ({failed.spec.name}) did not succeed first: {how}"
+            await self.change(task_id, DependencyFailed(now_usec(), why[:ERROR_MAX]))
 
     def _unindex(self, task: Task) -> None:
         if self.live.pop(task.id, None) is not None:
             self.users[task.uid] -= 1
             if task.spec.kind == RECORD:
                 self.records[task.owner_uid] -= 1
+            elif task.state in WAITING:
+                self.waiting[task.owner_uid] -= 1
         self.scheduler.forget(task.id, task.spec.queue)
         if (
             task.spec.merge_key is not None
@@ -254,11 +294,49 @@ class Engine:
             self.live[task_id] = after
         self._unsaved.discard(task_id)
         self.schedule()  # a slot that is free is used while the disk turns
-        kind = "finished" if after.state in ENDED else "changed"
-        await self._commit(kind, after, *more)
-        if after.state in ENDED and after.spec.secrets:
-            self.secrets.drop(task_id)
+        if after.state not in ENDED:
+            await self._commit("changed", after, *more)
+        elif task.state not in ENDED:
+            await self._commit_end(after, *more)
         return after
+
+    async def _commit_end(self, task: Task, *more: Operation) -> None:
+        """The end, and what it sets off."""
+        hook = hook_of(task, self.next_id, now_usec())
+        if hook is not None:
+            self.next_id += 1
+            more = (*more, PutTask(hook))
+        await self._commit("finished", task, *more)
+        if task.spec.secrets:
+            self.secrets.drop(task.id)
+        if hook is not None:
+            self._index(hook)
+            self.announce("added", hook)
+        for number in self._dependencies.released_by(task.id):
+            if self._is_in(number, State.QUEUED):
+                self._queue_up(self.live[number])
+        self.schedule()
+
+    async def retry(self, task: Task) -> None:
+        """Run an ended task, perhaps with another spec than it had, again. Raises IllegalTransition."""
+        await self.change(task.id, RetryAsked(now_usec()), PutSpec(task), before=task)
+
+    async def edit(self, before: Task, after: Task) -> None:
+        """Put another spec in a waiting task's place. Raises StorageError; KeyError where it waits no more."""
+        self.scheduler.forget(before.id, before.spec.queue)  # it must not start meanwhile
+        try:
+            await self.writer.write([PutTask(after), PutSpec(after)], must=False)
+        except StorageError:
+            after = before
+            raise
+        finally:
+            if self.live.get(before.id) is before:
+                self._unindex(before)
+                self._index(after)
+        if self.live.get(before.id) is not after:
+            raise KeyError(before.id)
+        self.announce("changed", after)
+        self.schedule()
 
     async def _commit(self, kind: str, task: Task, *more: Operation) -> None:
         await self.writer.write([PutTask(task), *more], must=True)
@@ -295,9 +373,9 @@ class Engine:
         for task_id in self.scheduler.due(now_usec()):
             self.job(self._due(task_id))
         if not self._is_held():
-            for task_id in list(self.scheduler.take()):
+            for task_id in list(self.scheduler.take(now_usec())):
                 self.job(self._start(task_id))
-        due = self.scheduler.next_due()
+        due = self.scheduler.next_due(now_usec())
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -379,6 +457,7 @@ class Engine:
             "owner_uid": task.owner_uid,
             "argv": list(spec.argv),
             "env": dict(spec.env),
+            "stdin": spec.stdin,
             "handover": handover_of(task, secrets),
             "secrets": {} if spec.target is not None else dict(secrets),
             "cwd": spec.cwd,

@@ -31,6 +31,7 @@ from bgtaskd.daemon.secrets import Secrets
 from bgtaskd.daemon.supervisors import Supervisors
 from bgtaskd.launcher.proc import boot_id
 from bgtaskd.protocol.server import Limits, Server
+from bgtaskd.schedules import load_schedules
 from bgtaskd.storage.interface import Storage, StorageError
 from bgtaskd.storage.memory import MemoryStorage
 from bgtaskd.storage.sqlite import open_storage
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("bgtaskd")
 
 FIRST_FD = 3
+BAD_CONFIG_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,11 @@ class Places:
     config: str
     conf_d: str
 
+    @property
+    def schedules(self) -> str:
+        """Beside conf.d."""
+        return str(Path(self.conf_d).parent / "schedules.d")
+
 
 def main() -> None:
     """Entry point of bgtaskd."""
@@ -66,6 +73,9 @@ def main() -> None:
     except ConfigErrors as errors:
         for one in errors.errors:
             sys.stderr.write(f"<3>bgtaskd: {one}\n")
+        if "LISTEN_FDS" in os.environ:
+            # Whoever waits at our sockets has us started again, until the mistake is mended: not too often.
+            time.sleep(BAD_CONFIG_SECONDS)
         sys.exit(os.EX_CONFIG)
     try:
         asyncio.run(Daemon(places, config).run())
@@ -210,6 +220,17 @@ class Daemon:
     def _launcher_connected(self) -> None:
         for queue, properties in self._engine.queue_limits():
             self._engine.job(self._limit(queue, properties))
+        self._engine.job(self._take_schedules())
+
+    async def _take_schedules(self) -> None:
+        files, errors = load_schedules(self._places.schedules)
+        for error in errors:
+            log.error("%s", error)
+        try:
+            await self._api.schedules.take_files(files)
+        except StorageError as error:
+            log.error("Schedules cannot be kept: %s", error)
+        await self._api.schedules.arm_all()
 
     async def _limit(self, queue: str, properties: dict[str, str]) -> None:
         try:

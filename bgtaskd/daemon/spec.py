@@ -11,11 +11,11 @@ from typing import Any, Final
 from bgtaskd.config import Config
 from bgtaskd.daemon.secrets import check_secrets
 from bgtaskd.errors import InvalidSpec, NoSuchQueue
-from bgtaskd.model import NEVER_RETRIED, RECORD, Result, TaskSpec, canonical_json
+from bgtaskd.model import NAME_MAX, NEVER_RETRIED, RECORD, Result, TaskSpec, canonical_json
 from bgtaskd.properties import PropertyError, check_properties
 from bgtaskd.units import ANONYMOUS_USER
 
-NAME_MAX: Final = 200
+AFTER_MAX: Final = 1000
 BYTES_MAX: Final = 256 * 1024
 USEC_MAX: Final = 366 * 86_400_000_000 * 100
 RETRIES_MAX: Final = 1_000_000
@@ -32,7 +32,7 @@ def read_spec(data: Mapping[str, Any], config: Config, user: str) -> TaskSpec:
     kind = given.get("kind", "command")
     if kind not in KINDS:
         raise InvalidSpec(field="kind", reason=f"must be one of {', '.join(KINDS)}")
-    for field in ("name", "merge_key", "queue", "user"):
+    for field in ("name", "merge_key", "queue", "user", "group"):
         plain_text(field, given.get(field))
     argv = tuple(given["argv"])
     if kind == RECORD:
@@ -88,6 +88,13 @@ def read_spec(data: Mapping[str, Any], config: Config, user: str) -> TaskSpec:
         secrets=_secrets(given, user),
         target=target,
         import_path=import_path,
+        after=_after(given),
+        after_result=_one_of(given, "after_result", ("success", "any-result")),
+        group=_group(given),
+        weight=_weight(given, config.queues[queue].slots),
+        needs=_needs(given, config.resources),
+        on_end=_on_end(given),
+        stdin=given.get("stdin", False),
     )
 
 
@@ -106,6 +113,59 @@ def _secrets(given: Mapping[str, Any], user: str) -> tuple[str, ...]:
             field="secrets", reason="anonymous tasks share a user, and could read each other's"
         )
     return check_secrets(secrets)
+
+
+def _one_of(given: Mapping[str, Any], field: str, words: tuple[str, ...]) -> str:
+    word: str = given.get(field, words[0])
+    if word not in words:
+        raise InvalidSpec(field=field, reason=f"must be one of {', '.join(words)}")
+    return word
+
+
+def _after(given: Mapping[str, Any]) -> tuple[int, ...]:
+    after = tuple(dict.fromkeys(given.get("after", ())))
+    if len(after) > AFTER_MAX:
+        raise InvalidSpec(field="after", reason=f"must be {AFTER_MAX} tasks at most")
+    return after
+
+
+def _group(given: Mapping[str, Any]) -> str | None:
+    group: str | None = given.get("group")
+    if group is not None and not 1 <= len(group) <= NAME_MAX:
+        raise InvalidSpec(field="group", reason=f"must have 1 to {NAME_MAX} characters")
+    return group
+
+
+def _weight(given: Mapping[str, Any], slots: int) -> int:
+    weight = _within(given, "weight", 1, 1 << 31, 1)
+    if weight > slots:
+        raise InvalidSpec(field="weight", reason=f"the queue has {slots} slots in all")
+    return weight
+
+
+def _needs(given: Mapping[str, Any], resources: Mapping[str, int]) -> dict[str, int]:
+    needs: dict[str, int] = given.get("needs", {})
+    for name, number in needs.items():
+        if name not in resources:
+            known = ", ".join(resources) or "none"
+            raise InvalidSpec(
+                field=f"needs.{name[:64]}", reason=f"no such resource; there are: {known}"
+            )
+        if not 1 <= number <= resources[name]:
+            raise InvalidSpec(field=f"needs.{name}", reason=f"must be from 1 to {resources[name]}")
+    return dict(needs)
+
+
+def _on_end(given: Mapping[str, Any]) -> dict[str, Any] | None:
+    hook = given.get("on_end")
+    if hook is None:
+        return None
+    if not hook["argv"] or not hook["argv"][0]:
+        raise InvalidSpec(field="on_end.argv", reason="must name a program")
+    _plain("on_end.argv", hook["argv"])
+    known = {key: value for key, value in hook.items() if value is not None}
+    _one_of(known, "on", ("any", "success", "failure"))
+    return known
 
 
 def plain_text(field: str, text: Any) -> None:

@@ -73,6 +73,16 @@ class Supervisors:
         if call is not None:
             call.send({"frozen": frozen})
 
+    async def send_text(self, task: Task, text: str, eof: bool) -> bool:
+        """Text for the task's standard input; whether it was taken."""
+        call = self.connections.get((task.id, task.attempt))
+        if call is None:
+            return False
+        answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        call.text_answers.append(answer)
+        call.send({"stdin": text, "eof": eof})
+        return await answer
+
     # --- what supervisors say -------------------------------------------------------------------
 
     async def hello(self, call: Call, said: Mapping[str, Any]) -> None:
@@ -275,6 +285,7 @@ class Call(asyncio.Protocol):
         self._complained = False
         self._working = False
         self._lost = False
+        self.text_answers: list[asyncio.Future[bool]] = []
         self.key: tuple[int, int] | None = None
         self.pid = 0
 
@@ -311,6 +322,9 @@ class Call(asyncio.Protocol):
                 said = self._queue.pop(0)
                 if "hello" in said:
                     await self._supervisors.hello(self, said["hello"])
+                elif "stdin_taken" in said:
+                    if self.text_answers:
+                        _settle(self.text_answers.pop(0), said["stdin_taken"])
                 elif self.key is not None:
                     await self._supervisors.heard(self.key, said)
         finally:
@@ -321,6 +335,8 @@ class Call(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """It has gone; but what it said last is heard first."""
         self._lost = True
+        for answer in self.text_answers:
+            _settle(answer, False)
         if not self._working:
             self._supervisors.hung_up(self)
 
@@ -328,6 +344,11 @@ class Call(asyncio.Protocol):
         """Tell the supervisor."""
         if not self._transport.is_closing():
             self._transport.write(json.dumps(message).encode() + b"\0")
+
+
+def _settle(answer: asyncio.Future[bool], taken: bool) -> None:
+    if not answer.done():  # whoever asked may have gone
+        answer.set_result(taken)
 
 
 def exited_of(exit_: Mapping[str, Any]) -> Exited:

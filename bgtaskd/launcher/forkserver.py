@@ -93,10 +93,7 @@ def _launch(launcher: socket, places: Places) -> None:
         supervisor.not_started("the launcher went away before the scope was up")
         return
     supervisor.open_gate()
-    try:
-        _answer(launcher, {"started": supervisor.started})
-    except OSError:
-        pass  # the launcher was killed; the daemon hears of the start from the supervisor itself
+    _answer(launcher, {"started": supervisor.started})
     launcher.close()
     supervisor.run()
 
@@ -122,7 +119,11 @@ def _read_exactly(sock: socket, size: int) -> bytes | None:
 
 
 def _answer(sock: socket, message: dict[str, Any]) -> None:
-    sock.sendall(dumps(message).encode() + b"\0")
+    """Tell the launcher; if it was killed, the next one asks the record."""
+    try:
+        sock.sendall(dumps(message).encode() + b"\0")
+    except OSError:
+        pass
 
 
 def _say(text: str) -> None:

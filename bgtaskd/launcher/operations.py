@@ -71,6 +71,9 @@ class Operations:
             "inspect": self._inspect,
             "forget": self._forget,
             "highest": self._highest,
+            "timer": self._timer,
+            "untimer": self._untimer,
+            "timers": self._timers,
         }
 
     def _connect(self) -> Any:
@@ -205,6 +208,25 @@ class Operations:
         properties = parsed(mapping(message, "properties"))
         told = [one.systemd for one in properties.values() if one.systemd is not None]
         self._systemd_call(answer, lambda: self._systemd.set_properties(unit, told))
+
+    # --- timers ---------------------------------------------------------------------------------
+
+    def _timer(self, message: Mapping[str, Any], answer: Answer) -> None:
+        self._systemd_call(answer, lambda: self._of_systemd().arm(self._systemd, message))
+
+    def _untimer(self, message: Mapping[str, Any], answer: Answer) -> None:
+        timers = self._of_systemd()
+        self._systemd_call(answer, lambda: timers.disarm(self._systemd, timers.unit_of(message)))
+
+    def _timers(self, message: Mapping[str, Any], answer: Answer) -> None:
+        answer({"ok": {"timers": self._of_systemd().times(self._systemd, message)}})
+
+    def _of_systemd(self) -> Any:
+        if self._mode == "process":
+            raise Refused("NotSupported", "timers are systemd's, and this launcher runs without it")
+        from bgtaskd.launcher import timers
+
+        return timers
 
     # --- records --------------------------------------------------------------------------------
 

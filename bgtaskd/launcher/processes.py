@@ -50,6 +50,9 @@ class Processes:
         self._kills = [one for one in self._kills if one[0] > now]
         return min((when for when, _ in self._kills), default=None)
 
+    def stop_empty(self, unit: str) -> None:
+        """There is no unit that could be in the way."""
+
     def stop(self, unit: str, grace: float) -> None:
         """SIGTERM to all; SIGKILL after ``grace`` seconds."""
         self.kill(unit, signal.SIGTERM)

@@ -213,10 +213,12 @@ class Starts:
                 reason = f"the scope's start job: {result}"
                 self._over(start, {"error": "Resources", "reason": reason})
 
+        unit = scope_name(launch.id, launch.attempt)
         try:
-            self._systemd.start_scope(scope_name(launch.id, launch.attempt), properties, done)
+            self._systemd.start_scope(unit, properties, done)
         except SystemdError as error:
             if error.name == UNIT_EXISTS and time.monotonic() < start.deadline:
+                self._systemd.stop_empty(unit)
                 self._retries.append((time.monotonic() + UNIT_EXISTS_INTERVAL, start))
             elif _has_hung_up(supervisor.socket):
                 self._hire_another(start)  # PID 1 knows of no such process: it was killed

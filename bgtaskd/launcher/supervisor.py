@@ -118,8 +118,8 @@ class Supervisor:
         os.kill(self.pid, _signal.SIGKILL)
         os.waitpid(self.pid, 0)
         self.exit = self._exit("not-started", reason)
+        self.notify.close()  # before the record says so: then the path is another's
         records.replace(self.places.exits, self.id, self.attempt, self.record())
-        self.notify.close()
 
     def open_gate(self) -> None:
         """The scope is up: let the task exec, and learn whether it could."""

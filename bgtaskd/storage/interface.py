@@ -6,9 +6,9 @@ A store is durable when :meth:`Storage.apply` returns: a reply with an id is a p
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from bgtaskd.model import State, Task
 
@@ -43,10 +43,24 @@ class Query:
     states: Sequence[State] | None = None
     queue: str | None = None
     name_glob: str | None = None
+    group: str | None = None
     user: str | None = None
     owner_uid: int | None = None
     before: int | None = None
     limit: int = 100
+
+
+LATELY_MAX: Final = 20_000
+
+
+class Ended(NamedTuple):
+    """What came of a task, for statistics. Times in microseconds, sizes in bytes."""
+
+    name: str
+    result: str
+    duration: int | None
+    cpu_usec: int | None
+    memory_peak: int | None
 
 
 # What one transaction may hold.
@@ -55,6 +69,13 @@ class Query:
 @dataclass(frozen=True, slots=True)
 class PutTask:
     """Insert the task, or replace the row with its id."""
+
+    task: Task
+
+
+@dataclass(frozen=True, slots=True)
+class PutSpec:
+    """Put the spec of a task, which is there, in the old one's place."""
 
     task: Task
 
@@ -97,7 +118,32 @@ class PutFlag:
     value: str | None
 
 
-Operation = PutTask | RemoveTask | PutMessage | ClearMessages | PutConfig | PutFlag
+@dataclass(frozen=True, slots=True)
+class PutSchedule:
+    """Keep a schedule (a JSON object), in the place of one with the same name."""
+
+    name: str
+    body: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveSchedule:
+    """Forget a schedule."""
+
+    name: str
+
+
+Operation = (
+    PutTask
+    | PutSpec
+    | RemoveTask
+    | PutMessage
+    | ClearMessages
+    | PutConfig
+    | PutFlag
+    | PutSchedule
+    | RemoveSchedule
+)
 
 
 class Storage(Protocol):
@@ -121,6 +167,9 @@ class Storage(Protocol):
     def list(self, query: Query) -> Sequence[Task]:
         """Tasks, newest first."""
 
+    def lately_ended(self, owner_uid: int | None, name_glob: str | None) -> Sequence[Ended]:
+        """What came of the last tasks that ended, LATELY_MAX at the most."""
+
     def counts(self) -> dict[State, int]:
         """How many tasks there are, by state. Must not scan a million rows."""
 
@@ -132,6 +181,9 @@ class Storage(Protocol):
 
     def config(self, task_id: int) -> Any:
         """A task's configuration; None where none was set."""
+
+    def schedules(self) -> dict[str, dict[str, Any]]:
+        """All schedules, by name."""
 
     def flags(self) -> dict[str, str]:
         """All flags."""

@@ -4,19 +4,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any
 
 from bgtaskd.model import ENDED, Result, State, Task
 from bgtaskd.storage.interface import (
+    LATELY_MAX,
     ClearMessages,
+    Ended,
     Message,
     Operation,
     PutConfig,
     PutFlag,
     PutMessage,
+    PutSchedule,
+    PutSpec,
     PutTask,
     Query,
+    RemoveSchedule,
     RemoveTask,
 )
 
@@ -30,6 +36,7 @@ class MemoryStorage:
         self._seqs: dict[int, int] = {}
         self._configs: dict[int, Any] = {}
         self._flags: dict[str, str] = {}
+        self._schedules: dict[str, dict[str, Any]] = {}
         self._next = 1
 
     def apply(self, operations: Sequence[Operation]) -> None:
@@ -39,6 +46,8 @@ class MemoryStorage:
 
     def _apply(self, operation: Operation) -> None:
         match operation:
+            case PutSpec(task):
+                self._tasks[task.id] = replace(self._tasks[task.id], spec=task.spec)
             case PutTask(task):
                 self._tasks[task.id] = task
                 self._next = max(self._next, task.id + 1)
@@ -54,6 +63,10 @@ class MemoryStorage:
                     box.pop(seq, None)
             case PutConfig(task_id, config):
                 self._configs[task_id] = config
+            case PutSchedule(name, body):
+                self._schedules[name] = dict(body)
+            case RemoveSchedule(name):
+                self._schedules.pop(name, None)
             case PutFlag(name, None):
                 self._flags.pop(name, None)
             case PutFlag(name, value):
@@ -82,6 +95,20 @@ class MemoryStorage:
         ]
         return found[: query.limit]
 
+    def lately_ended(self, owner_uid: int | None, name_glob: str | None) -> Sequence[Ended]:
+        """See Storage."""
+        query = Query(tuple(ENDED), name_glob=name_glob, owner_uid=owner_uid, limit=LATELY_MAX)
+        return [
+            Ended(
+                task.spec.name,
+                "" if task.result is None else task.result.value,
+                None if task.ended is None or task.started is None else task.ended - task.started,
+                task.cpu_usec,
+                task.memory_peak,
+            )
+            for task in self.list(query)
+        ]
+
     def counts(self) -> dict[State, int]:
         """See Storage."""
         out: dict[State, int] = {}
@@ -101,6 +128,10 @@ class MemoryStorage:
     def config(self, task_id: int) -> Any:
         """See Storage."""
         return self._configs.get(task_id)
+
+    def schedules(self) -> dict[str, dict[str, Any]]:
+        """See Storage."""
+        return dict(self._schedules)
 
     def flags(self) -> dict[str, str]:
         """See Storage."""
@@ -130,6 +161,7 @@ def _matches(task: Task, query: Query) -> bool:
         (query.states is None or task.state in query.states)
         and (query.queue is None or task.spec.queue == query.queue)
         and (query.name_glob is None or fnmatchcase(task.spec.name, query.name_glob))
+        and (query.group is None or task.spec.group == query.group)
         and (query.user is None or task.user == query.user)
         and (query.owner_uid is None or task.owner_uid == query.owner_uid)
         and (query.before is None or task.id < query.before)

@@ -13,14 +13,19 @@ from typing import Any, Final
 
 from bgtaskd.model import Result, State, StopReason, Task, TaskSpec
 from bgtaskd.storage.interface import (
+    LATELY_MAX,
     ClearMessages,
+    Ended,
     Message,
     Operation,
     PutConfig,
     PutFlag,
     PutMessage,
+    PutSchedule,
+    PutSpec,
     PutTask,
     Query,
+    RemoveSchedule,
     RemoveTask,
     RowRefused,
     StorageError,
@@ -93,9 +98,17 @@ MIGRATIONS: Final = (
     """,
     # How a task that reports its own end says why it failed (JSON).
     "ALTER TABLE task ADD COLUMN failure TEXT;",
+    # Tasks that belong together ("group" is a word of SQL's).
+    """
+    ALTER TABLE task ADD COLUMN grp TEXT;
+    CREATE INDEX task_group ON task (grp, id) WHERE grp IS NOT NULL;
+    """,
+    "CREATE TABLE schedule (name TEXT PRIMARY KEY, body TEXT NOT NULL) WITHOUT ROWID;",
 )
 
-FIXED: Final = ("id", "owner_uid", "uid", "user", "name", "queue", "merge_key", "spec", "created")
+FIXED: Final = (
+    *("id", "owner_uid", "uid", "user", "name", "queue", "merge_key", "grp", "spec", "created"),
+)
 CHANGING: Final = (
     "state result stop_reason attempt retries_used updated started ended not_before exit_status signal "
     "percent total finished message value error failure cpu_usec memory_peak io_read_bytes io_write_bytes "
@@ -153,6 +166,7 @@ class SqliteStorage:
         for column, value in (
             ("queue = ?", query.queue),
             ("name GLOB ?", query.name_glob),
+            ("grp = ?", query.group),
             ("user = ?", query.user),
             ("owner_uid = ?", query.owner_uid),
             ("id < ?", query.before),
@@ -165,6 +179,22 @@ class SqliteStorage:
             values.extend(one.value for one in query.states)
         clause = f"WHERE {' AND '.join(where)} " if where else ""
         return self._tasks(f"{clause}ORDER BY id DESC LIMIT ?", (*values, query.limit))
+
+    def lately_ended(self, owner_uid: int | None, name_glob: str | None) -> Sequence[Ended]:
+        """See Storage."""
+        where = "state IN ('finished', 'failed', 'stopped')"
+        values: list[Any] = []
+        for column, value in (("owner_uid = ?", owner_uid), ("name GLOB ?", name_glob)):
+            if value is not None:
+                where += f" AND {column}"
+                values.append(_storable(value) if isinstance(value, str) else value)
+        with _translated():
+            rows = self._reader.execute(
+                f"SELECT name, result, ended - started, cpu_usec, memory_peak FROM task"  # noqa: S608
+                f" WHERE {where} ORDER BY id DESC LIMIT ?",
+                (*values, LATELY_MAX),
+            ).fetchall()
+        return [Ended(*row) for row in rows]
 
     def counts(self) -> dict[State, int]:
         """See Storage."""
@@ -199,6 +229,12 @@ class SqliteStorage:
                 "SELECT config FROM config WHERE task_id = ?", (task_id,)
             ).fetchone()
         return json.loads(row[0]) if row else None
+
+    def schedules(self) -> dict[str, dict[str, Any]]:
+        """See Storage."""
+        with _translated():
+            rows = self._reader.execute("SELECT name, body FROM schedule").fetchall()
+            return {name: json.loads(body) for name, body in rows}
 
     def flags(self) -> dict[str, str]:
         """See Storage."""
@@ -346,16 +382,25 @@ def _put_task(connection: sqlite3.Connection, operation: PutTask) -> None:
     if connection.execute(UPDATE, (*changing, task.id)).rowcount:
         return
     spec = task.spec
-    fixed = (
-        task.id,
-        task.owner_uid,
-        task.uid,
-        _storable(task.user),
+    fixed = (task.id, task.owner_uid, task.uid, _storable(task.user))
+    connection.execute(INSERT, (*fixed, *_specified(spec), task.created, *changing))
+
+
+def _specified(spec: TaskSpec) -> tuple[Any, ...]:
+    return (
         _storable(spec.name),
         spec.queue,
         _storable(spec.merge_key),
+        _storable(spec.group),
+        json.dumps(spec.to_json()),
     )
-    connection.execute(INSERT, (*fixed, json.dumps(spec.to_json()), task.created, *changing))
+
+
+def _put_spec(connection: sqlite3.Connection, operation: PutSpec) -> None:
+    connection.execute(
+        "UPDATE task SET name = ?, queue = ?, merge_key = ?, grp = ?, spec = ? WHERE id = ?",
+        (*_specified(operation.task.spec), operation.task.id),
+    )
 
 
 def _remove_task(connection: sqlite3.Connection, operation: RemoveTask) -> None:
@@ -404,20 +449,32 @@ def _put_flag(connection: sqlite3.Connection, operation: PutFlag) -> None:
         )
 
 
+def _put_schedule(connection: sqlite3.Connection, operation: PutSchedule) -> None:
+    row = (operation.name, json.dumps(operation.body))
+    connection.execute("INSERT OR REPLACE INTO schedule VALUES (?, ?)", row)
+
+
+def _remove_schedule(connection: sqlite3.Connection, operation: RemoveSchedule) -> None:
+    connection.execute("DELETE FROM schedule WHERE name = ?", (operation.name,))
+
+
 _APPLY: Final[dict[type, Callable[[sqlite3.Connection, Any], None]]] = {
     PutTask: _put_task,
+    PutSpec: _put_spec,
     RemoveTask: _remove_task,
     PutMessage: _put_message,
     ClearMessages: _clear_messages,
     PutConfig: _put_config,
     PutFlag: _put_flag,
+    PutSchedule: _put_schedule,
+    RemoveSchedule: _remove_schedule,
 }
 
 
 def _task(row: Sequence[Any]) -> Task:
     values = dict(zip(COLUMNS, row, strict=True))
     spec = TaskSpec.from_json(json.loads(values.pop("spec")))
-    for name in ("name", "queue", "merge_key"):
+    for name in ("name", "queue", "merge_key", "grp"):
         del values[name]
     values["state"] = State(values["state"])
     values["result"] = None if values["result"] is None else Result(values["result"])
