@@ -18,6 +18,7 @@ from typing import Any, Final
 import yaml
 
 from bgtaskd.properties import PropertyError, check_properties, parse_size, parse_timespan
+from bgtaskd.storage.registry import OURS, registered_names
 
 PATH: Final = "/etc/bgtaskd.yaml"
 CONF_D: Final = "/etc/bgtaskd/conf.d"
@@ -93,6 +94,7 @@ class Config:
 
     queues: Mapping[str, QueueConfig]
     policy: PolicyConfig = PolicyConfig()
+    output_to: str = "both"
     output_cap: int = 10 << 20
     journal_burst: int = 10_000
     stop_timeout_usec: int = 10_000_000
@@ -230,7 +232,7 @@ class _Reader:
             tuple("queues resources policy output retention defaults limits storage".split()),
             (),
         )
-        output = self._section(data, "output", ("cap", "journal_burst"))
+        output = self._section(data, "output", ("to", "cap", "journal_burst"))
         retention = self._section(data, "retention", ("backlog_days", "all_backlog_days"))
         defaults = self._section(data, "defaults", ("stop_timeout",))
         limits = self._section(
@@ -240,6 +242,7 @@ class _Reader:
         return Config(
             queues=self._queues(data.get("queues")),
             policy=self._policy(data),
+            output_to=self._choice(output, ("output", "to"), ("both", "journal", "file")),
             output_cap=self._size(output, ("output", "cap"), base.output_cap, 65536),
             journal_burst=self._int(output, ("output", "journal_burst"), base.journal_burst, 0),
             stop_timeout_usec=self._span(
@@ -259,7 +262,7 @@ class _Reader:
                 limits, ("limits", "waiting_per_user"), base.waiting_per_user, 1
             ),
             resources=self._resources(data.get("resources")),
-            storage=self._choice(storage, ("storage", "backend"), ("sqlite", "memory")),
+            storage=self._choice(storage, ("storage", "backend"), OURS, registered_names),
         )
 
     def _queues(self, data: Any) -> dict[str, QueueConfig]:
@@ -400,11 +403,19 @@ class _Reader:
         return value
 
     def _choice(
-        self, section: dict[str, Any], keys: tuple[str, ...], known: tuple[str, ...]
+        self,
+        section: dict[str, Any],
+        keys: tuple[str, ...],
+        known: tuple[str, ...],
+        others: Callable[[], tuple[str, ...]] = tuple,
     ) -> str:
+        """``others``: more that is known, asked for only where it is needed."""
         value = section.get(keys[-1], known[0])
-        if value not in known:
-            self.wrong(keys, f"must be one of {', '.join(known)}")
+        if value in known:
+            return str(value)
+        more = others()
+        if value not in more:
+            self.wrong(keys, f"must be one of {', '.join((*known, *more))}")
             return known[0]
         return str(value)
 

@@ -465,6 +465,7 @@ class Engine:
             "timeout_usec": spec.timeout_usec,
             "stall_timeout_usec": spec.stall_timeout_usec,
             "stop_timeout_usec": self.stop_timeout(task),
+            "output_to": self.config.output_to,
             "output_cap": self.config.output_cap,
             "journal_burst": self.config.journal_burst,
         }

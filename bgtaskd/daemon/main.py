@@ -33,8 +33,7 @@ from bgtaskd.launcher.proc import boot_id
 from bgtaskd.protocol.server import Limits, Server
 from bgtaskd.schedules import load_schedules
 from bgtaskd.storage.interface import Storage, StorageError
-from bgtaskd.storage.memory import MemoryStorage
-from bgtaskd.storage.sqlite import open_storage
+from bgtaskd.storage.registry import open_backend
 
 if TYPE_CHECKING:
     from bgtaskd.daemon.bus import Bus
@@ -206,10 +205,7 @@ class Daemon:
         self._tasks.append(asyncio.get_running_loop().create_task(work))
 
     def _open_storage(self) -> tuple[Storage, Path | None]:
-        if self._config.storage == "memory":
-            return MemoryStorage(), None
-        self._places.database.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        return open_storage(self._places.database)
+        return open_backend(self._config.storage, self._places.database)
 
     async def _after_corruption(self, link: LauncherLink, storage: Storage, aside: Path) -> None:
         log.critical("The database was corrupt. It is kept as %s; a fresh one was made.", aside)

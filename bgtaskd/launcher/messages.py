@@ -54,6 +54,7 @@ class Launch:
     timeout_usec: int | None
     stall_timeout_usec: int | None
     stop_timeout_usec: int
+    output_to: str
     output_cap: int
     journal_burst: int
     handover: str | None
@@ -99,12 +100,20 @@ def read_launch(message: Mapping[str, Any]) -> Launch:
         timeout_usec=optional(message, "timeout_usec"),
         stall_timeout_usec=optional(message, "stall_timeout_usec"),
         stop_timeout_usec=integer(message, "stop_timeout_usec", 0, ID_MAX),
+        output_to=_output_to(message),
         output_cap=integer(message, "output_cap", 4096, 1 << 40),
         journal_burst=integer(message, "journal_burst", 0, 1 << 31),
         handover=handover,
         stdin=stdin,
         secrets=_secrets(message),
     )
+
+
+def _output_to(message: Mapping[str, Any]) -> str:
+    where = message.get("output_to", "both")
+    if where not in ("both", "journal", "file"):
+        raise BadMessage("output_to", "both, journal or file")
+    return str(where)
 
 
 def _secrets(message: Mapping[str, Any]) -> Mapping[str, str]:

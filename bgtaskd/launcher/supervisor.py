@@ -31,7 +31,7 @@ from bgtaskd.launcher.proc import session_members, start_time
 from bgtaskd.launcher.stdin import Stdin
 from bgtaskd.logs.capture import Capture
 from bgtaskd.logs.journal import Journal
-from bgtaskd.logs.outputfile import OutputFile
+from bgtaskd.logs.outputfile import NoFile, OutputFile
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -95,8 +95,8 @@ class Supervisor:
         the braces); ``journal``, the encoded fields of its entries; ``program``, see Child; ``stdin``, whether
         the task gets a pipe; ``handover``, what its process may read from a descriptor (bytes or None);
         ``credentials``, its secrets by name;
-        timeout_usec, stall_timeout_usec, runtime_max_usec, output_cap, journal_burst; ``asked``, when
-        (CLOCK_MONOTONIC).
+        timeout_usec, stall_timeout_usec, runtime_max_usec, output_to, output_cap, journal_burst;
+        ``asked``, when (CLOCK_MONOTONIC).
         Raises AlreadyLaunched.
         """
         self.request = request
@@ -104,8 +104,13 @@ class Supervisor:
         records.create(self.places.exits, self.id, self.attempt, self.record())
         path = self.places.notify(self.id, self.attempt)
         self.notify = NotifySocket(path, request["uid"])
-        self.output = OutputFile(self.places.tasks, self.id, self.attempt, request["output_cap"])
-        self.capture = Capture(self.output, Journal, request["journal"], request["journal_burst"])
+        self.output: OutputFile | NoFile = NoFile()
+        if request["output_to"] != "journal":
+            self.output = OutputFile(
+                self.places.tasks, self.id, self.attempt, request["output_cap"]
+            )
+        journal = None if request["output_to"] == "file" else Journal
+        self.capture = Capture(self.output, journal, request["journal"], request["journal_burst"])
 
     def record(self) -> str:
         """The attempt as its record has it."""

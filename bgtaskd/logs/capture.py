@@ -6,11 +6,12 @@ from __future__ import annotations
 import time
 
 from bgtaskd.logs.journal import Journal, encode
-from bgtaskd.logs.outputfile import OutputFile
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from bgtaskd.logs.outputfile import NoFile, OutputFile
 
 LINE_MAX = 48 * 1024
 BURST_USEC = 30_000_000
@@ -20,9 +21,13 @@ class Capture:
     """Both streams of one attempt."""
 
     def __init__(
-        self, output: OutputFile, make_journal: Callable[[], Journal], prefix: bytes, burst: int
+        self,
+        output: OutputFile | NoFile,
+        make_journal: Callable[[], Journal] | None,
+        prefix: bytes,
+        burst: int,
     ) -> None:
-        """``prefix``: the fields that all of the task's entries have, encoded."""
+        """``make_journal``: None where nothing is to go to the journal. ``prefix``: its entries' fields."""
         self._output = output
         self._make_journal = make_journal
         self._journal: Journal | None = None
@@ -36,6 +41,8 @@ class Capture:
     def take(self, stream: int, data: bytes) -> None:
         """Output of stream 1 (stdout) or 2 (stderr)."""
         self._output.write(data)
+        if self._make_journal is None:
+            return
         self._look_at_window()
         if self._sent >= self._burst:
             self._suppress(stream, data)
@@ -91,6 +98,8 @@ class Capture:
             self.note(f"Suppressed {count} lines of output; the output file has them", 4)
 
     def _send(self, priority: int, message: bytes) -> None:
+        if self._make_journal is None:
+            return
         entry = self._prefix + encode([(b"PRIORITY", b"%d" % priority), (b"MESSAGE", message)])
         if self._journal is None:  # most tasks say nothing
             self._journal = self._make_journal()

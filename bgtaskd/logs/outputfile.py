@@ -123,3 +123,16 @@ def _copy(source: int, target: int, offset: int, count: int) -> None:
         os.write(target, data)
         offset += len(data)
         count -= len(data)
+
+
+class NoFile:
+    """Where no file is wanted: what goes by is counted, and that is all."""
+
+    def __init__(self) -> None:
+        self.total = 0
+        self.dropped = 0
+        self.error: str | None = None
+
+    def write(self, data: bytes) -> None:
+        """Count."""
+        self.total += len(data)

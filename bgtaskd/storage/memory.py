@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 
 from bgtaskd.model import ENDED, Result, State, Task
@@ -154,6 +155,11 @@ class MemoryStorage:
 
     def close(self) -> None:
         """See Storage."""
+
+
+def in_memory(directory: Path) -> MemoryStorage:
+    """As the entry point of a storage has it: nothing is written to the directory."""
+    return MemoryStorage()
 
 
 def _matches(task: Task, query: Query) -> bool:
