@@ -26,19 +26,20 @@ def name_of(task_id: int, attempt: int) -> str:
 def create(directory: int, task_id: int, attempt: int, text: str) -> None:
     """Write the first record of an attempt: ``text`` is JSON. A record that says "not-started" gives way.
 
+    Whole from the first moment: an empty one would be taken for that of a supervisor that was killed.
     Raises AlreadyLaunched.
     """
     name = name_of(task_id, attempt)
+    fresh = _write(directory, name, text)
     try:
-        fd = os.open(
-            name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640, dir_fd=directory
-        )
+        os.link(fresh, name, src_dir_fd=directory, dst_dir_fd=directory)
     except FileExistsError:
         if is_taken(directory, task_id, attempt):
+            os.unlink(fresh, dir_fd=directory)
             raise AlreadyLaunched(name) from None
-        replace(directory, task_id, attempt, text)
-        return
-    _write(fd, text)
+        os.rename(fresh, name, src_dir_fd=directory, dst_dir_fd=directory)
+    else:
+        os.unlink(fresh, dir_fd=directory)
 
 
 def is_taken(directory: int, task_id: int, attempt: int) -> bool:
@@ -50,17 +51,19 @@ def is_taken(directory: int, task_id: int, attempt: int) -> bool:
 def replace(directory: int, task_id: int, attempt: int, text: str) -> None:
     """Write a whole new record in the old one's place; readers see the one or the other."""
     name = name_of(task_id, attempt)
+    os.rename(_write(directory, name, text), name, src_dir_fd=directory, dst_dir_fd=directory)
+
+
+def _write(directory: int, name: str, text: str) -> str:
+    """A file beside the record, of this process's own; its name."""
+    fresh = f"{name}.{os.getpid()}.new"
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-    fd = os.open(f"{name}.new", flags, 0o640, dir_fd=directory)
-    _write(fd, text)
-    os.rename(f"{name}.new", name, src_dir_fd=directory, dst_dir_fd=directory)
-
-
-def _write(fd: int, text: str) -> None:
+    fd = os.open(fresh, flags, 0o640, dir_fd=directory)
     try:
         os.write(fd, text.encode())
     finally:
         os.close(fd)
+    return fresh
 
 
 def read(directory: int, task_id: int, attempt: int) -> dict[str, Any] | None:
