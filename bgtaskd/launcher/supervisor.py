@@ -124,7 +124,9 @@ class Supervisor:
         os.waitpid(self.pid, 0)
         self.exit = self._exit("not-started", reason)
         self.notify.close()  # before the record says so: then the path is another's
-        records.replace(self.places.exits, self.id, self.attempt, self.record())
+        now = records.read(self.places.exits, self.id, self.attempt) or {}
+        if now.get("supervisor", {}).get("pid") == os.getpid():  # and no later one's
+            records.replace(self.places.exits, self.id, self.attempt, self.record())
 
     def open_gate(self) -> None:
         """The scope is up: let the task exec, and learn whether it could."""
