@@ -98,7 +98,7 @@ class MemoryStorage:
 
     def lately_ended(self, owner_uid: int | None, name_glob: str | None) -> Sequence[Ended]:
         """See Storage."""
-        query = Query(tuple(ENDED), name_glob=name_glob, owner_uid=owner_uid, limit=LATELY_MAX)
+        query = Query(tuple(ENDED), owner_uid=owner_uid, limit=LATELY_MAX)
         return [
             Ended(
                 task.spec.name,
@@ -108,6 +108,7 @@ class MemoryStorage:
                 task.memory_peak,
             )
             for task in self.list(query)
+            if name_glob is None or fnmatchcase(task.spec.name, name_glob)
         ]
 
     def counts(self) -> dict[State, int]:

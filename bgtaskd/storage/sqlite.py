@@ -182,18 +182,16 @@ class SqliteStorage:
 
     def lately_ended(self, owner_uid: int | None, name_glob: str | None) -> Sequence[Ended]:
         """See Storage."""
-        where = "state IN ('finished', 'failed', 'stopped')"
-        values: list[Any] = []
-        for column, value in (("owner_uid = ?", owner_uid), ("name GLOB ?", name_glob)):
-            if value is not None:
-                where += f" AND {column}"
-                values.append(_storable(value) if isinstance(value, str) else value)
+        whose = "" if owner_uid is None else "AND owner_uid = ? "
+        last = (
+            "SELECT name, result, ended - started, cpu_usec, memory_peak FROM task "
+            f"WHERE state IN ('finished', 'failed', 'stopped') {whose}ORDER BY id DESC LIMIT ?"
+        )
+        owner = [] if owner_uid is None else [owner_uid]
+        values = (*owner, LATELY_MAX, _storable(name_glob) or "*")
+        query = f"SELECT * FROM ({last}) WHERE name GLOB ?"  # noqa: S608 - of our own words
         with _translated():
-            rows = self._reader.execute(
-                f"SELECT name, result, ended - started, cpu_usec, memory_peak FROM task"  # noqa: S608
-                f" WHERE {where} ORDER BY id DESC LIMIT ?",
-                (*values, LATELY_MAX),
-            ).fetchall()
+            rows = self._reader.execute(query, values).fetchall()
         return [Ended(*row) for row in rows]
 
     def counts(self) -> dict[State, int]:

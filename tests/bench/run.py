@@ -165,6 +165,8 @@ def bench_million(arguments: argparse.Namespace) -> None:
     with as_user(arguments.user), bgtaskd.Client() as client:
         lists = timed(100, lambda: client.list(limit=100))
         print(f"{'list (100 rows), p50/p99':34}{lists[50] * 1e3:9.2f} / {lists[98] * 1e3:.2f} ms")
+        sums = timed(20, client.stats)
+        print(f"{'stats (the last 20,000), p50':34}{sums[10] * 1e3:9.2f} ms")
         task = client.wait(client.start(["/bin/true"]))
         print(f"{'next id, its result':34}{task.id:9} {task.result}")
 
