@@ -185,7 +185,7 @@ class SqliteStorage:
         whose = "" if owner_uid is None else "AND owner_uid = ? "
         last = (
             "SELECT name, result, ended - started, cpu_usec, memory_peak FROM task "
-            f"WHERE state IN ('finished', 'failed', 'stopped') {whose}ORDER BY id DESC LIMIT ?"
+            f"WHERE state IN ('finished', 'failed', 'stopped') {whose}ORDER BY id DESC LIMIT ?"  # noqa: S608 - of our own words
         )
         owner = [] if owner_uid is None else [owner_uid]
         values = (*owner, LATELY_MAX, _storable(name_glob) or "*")
