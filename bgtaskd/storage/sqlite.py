@@ -118,6 +118,18 @@ COLUMNS: Final = (*FIXED, *CHANGING)
 INSERT: Final = f"INSERT INTO task ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))})"  # noqa: S608
 UPDATE: Final = f"UPDATE task SET {', '.join(f'{one} = ?' for one in CHANGING)} WHERE id = ?"  # noqa: S608
 SELECT: Final = f"SELECT {', '.join(COLUMNS)} FROM task"  # noqa: S608
+ENDED_OF_ALL: Final = """
+    SELECT * FROM (
+        SELECT name, result, ended - started, cpu_usec, memory_peak FROM task
+        WHERE state IN ('finished', 'failed', 'stopped') ORDER BY id DESC LIMIT ?
+    ) WHERE name GLOB ?
+"""
+ENDED_OF_ONE: Final = """
+    SELECT * FROM (
+        SELECT name, result, ended - started, cpu_usec, memory_peak FROM task
+        WHERE state IN ('finished', 'failed', 'stopped') AND owner_uid = ? ORDER BY id DESC LIMIT ?
+    ) WHERE name GLOB ?
+"""
 FULL_CODES: Final = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
 
 
@@ -182,16 +194,13 @@ class SqliteStorage:
 
     def lately_ended(self, owner_uid: int | None, name_glob: str | None) -> Sequence[Ended]:
         """See Storage."""
-        whose = "" if owner_uid is None else "AND owner_uid = ? "
-        last = (
-            "SELECT name, result, ended - started, cpu_usec, memory_peak FROM task "
-            f"WHERE state IN ('finished', 'failed', 'stopped') {whose}ORDER BY id DESC LIMIT ?"  # noqa: S608 - of our own words
-        )
-        owner = [] if owner_uid is None else [owner_uid]
-        values = (*owner, LATELY_MAX, _storable(name_glob) or "*")
-        query = f"SELECT * FROM ({last}) WHERE name GLOB ?"  # noqa: S608 - of our own words
+        glob = _storable(name_glob) or "*"
         with _translated():
-            rows = self._reader.execute(query, values).fetchall()
+            if owner_uid is None:
+                rows = self._reader.execute(ENDED_OF_ALL, (LATELY_MAX, glob)).fetchall()
+            else:
+                values = (owner_uid, LATELY_MAX, glob)
+                rows = self._reader.execute(ENDED_OF_ONE, values).fetchall()
         return [Ended(*row) for row in rows]
 
     def counts(self) -> dict[State, int]:
