@@ -358,9 +358,7 @@ def _add_record(one: argparse.ArgumentParser) -> None:
 
 
 def _add_schedule(one: argparse.ArgumentParser) -> None:
-    actions = one.add_subparsers(
-        dest="action", metavar="ACTION", required=True, parser_class=_Parser
-    )
+    actions = one.add_subparsers(dest="action", metavar="ACTION", parser_class=_Parser)
     actions.add_parser("list", help="list them", allow_abbrev=False)
     usage = "bgtaskctl schedule add NAME --calendar EXPRESSION [OPTION…] -- COMMAND…"
     add = actions.add_parser("add", help="make one, or change it", usage=usage, allow_abbrev=False)

@@ -30,7 +30,7 @@ def schedule(arguments: Namespace) -> None:
         "run": _run,
     }
     with verbs.client(arguments) as one:
-        actions[arguments.action](one, arguments)
+        actions[arguments.action or "list"](one, arguments)
 
 
 def _list(one: Client, arguments: Namespace) -> None:

@@ -129,6 +129,10 @@ def task_status(task: TaskInfo, output: bytes, columns: int | None, colours: boo
             "Slice",
             f"bgtask-{task.queue}.slice" + (f", priority {task.priority}" if task.priority else ""),
         )
+    if task.group:
+        row("Group", escaped(task.group))
+    if task.after and task.state in ("queued", "delayed"):
+        row("After", ", ".join(map(str, task.after)))
     if task.memory_current is not None or task.memory_peak is not None:
         peak = f" (peak: {size(task.memory_peak)})" if task.memory_peak is not None else ""
         row(

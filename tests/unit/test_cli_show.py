@@ -133,3 +133,16 @@ def test_the_last_ten_lines_of_output_as_they_were_last_seen() -> None:
 
 def test_a_time_beyond_the_calendar_is_no_crash() -> None:
     assert moment(2**63) == "in a distant year"
+
+
+def test_a_status_shows_what_is_run_and_what_it_waits_for() -> None:
+    one = task(
+        state="queued", kind="command", argv=["sh", "-c", "a  b\x1b"], group="thumbs", after=[3, 7]
+    )
+    lines = show.task_status(one, b"", 40, False)
+    assert "    Command: sh -c 'a  b\\x1b'" in lines
+    assert "      Group: thumbs" in lines
+    assert "      After: 3, 7" in lines
+    long = show.task_status(task(kind="command", argv=["x" * 99]), b"", 40, False)
+    [command] = [line for line in long if "Command:" in line]
+    assert len(command) == 40
