@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import threading
 import time
@@ -79,6 +80,40 @@ def test_kills_at_random_moments_lose_nothing_and_double_nothing(machine: Contai
     ran = [int(line) for line in machine.read("/home/alice/ran").split()]
     assert len(ran) == len(set(ran)), "some task ran twice"
     assert set(accepted) <= set(ran)
+
+
+def insist(machine: Container, *argv: str) -> str:
+    """bgtaskctl, again until it is answered."""
+    while True:
+        answer = machine.run(["bgtaskctl", *argv], user="alice", check=False)
+        if answer.returncode == 0:
+            return answer.stdout
+        assert answer.returncode == 3 or "connection broke" in answer.stderr, answer.stderr
+
+
+def test_one_key_is_one_task_and_a_configuration_that_was_taken_stays(machine: Container) -> None:
+    machine.sh("rm -f ~alice/open ~alice/merged")
+    script = 'until [ -e ~/open ]; do sleep 0.05; done; echo "$BGTASK_ID" >>~/merged'
+    chance = random.Random(3)
+    ids: list[int] = []
+    for number in range(6):
+        answers: set[int] = set()
+        for _ in range(3):
+            argv = ["run", "--merge-key", f"key {number}", "--", "sh", "-c", script]
+            answers.add(int(insist(machine, *argv)))
+            if chance.random() < 0.6:
+                kill(machine, *chance.choice(KILLS))
+        assert len(answers) == 1
+        ids += answers
+        told = f'{{"level": {number}}}'
+        insist(machine, "config", str(ids[0]), told)
+        kill(machine, DAEMON)
+        assert json.loads(insist(machine, "config", "-o", "json", str(ids[0]))) == json.loads(told)
+    machine.sh("touch ~alice/open")
+    results = {wait(machine, one)["result"] for one in ids}
+    assert results == {"success"}
+    ran = [int(line) for line in machine.read("/home/alice/merged").split()]
+    assert sorted(ran) == sorted(ids)
 
 
 def test_a_killed_supervisor_is_admitted(machine: Container) -> None:
