@@ -145,7 +145,12 @@ def run(arguments: Namespace) -> int:
             **python,
         )
         if not arguments.follow and not arguments.wait:
-            print_json({"id": task_id}) if arguments.output == "json" else print(task_id)
+            if arguments.output == "json":
+                print_json({"id": task_id, "merged": task_id.merged})
+                return 0
+            print(task_id)
+            if task_id.merged and not arguments.quiet:
+                print(f"Merged with task {task_id}, which has not ended.", file=sys.stderr)
             return 0
         try:
             if arguments.follow:

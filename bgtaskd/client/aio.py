@@ -19,6 +19,7 @@ from bgtaskd.client.task import (
     QueueInfo,
     ScheduleInfo,
     Seconds,
+    StartedId,
     TaskEvent,
     TaskInfo,
     changes_of,
@@ -101,9 +102,9 @@ class AsyncClient:
         finally:
             writer.close()
 
-    async def start(self, argv: Sequence[str], **options: Any) -> int:
+    async def start(self, argv: Sequence[str], **options: Any) -> StartedId:
         """Have a command run; its task's id, once it is on the disk. Options: those of Client.start."""
-        return int((await self.call("Start", spec=spec_of(argv, options)))["id"])
+        return StartedId.from_wire(await self.call("Start", spec=spec_of(argv, options)))
 
     async def run(self, argv: Sequence[str], **options: Any) -> TaskInfo:
         """start() and wait(). Raises TaskFailed unless it succeeded."""

@@ -22,6 +22,7 @@ from bgtaskd.client.task import (
     QueueInfo,
     ScheduleInfo,
     Seconds,
+    StartedId,
     TaskEvent,
     TaskInfo,
     changes_of,
@@ -214,9 +215,10 @@ class Client:
         needs: Mapping[str, int] | None = None,
         on_end: Sequence[str] | Mapping[str, Any] | None = None,
         stdin: bool | None = None,
-    ) -> int:
+    ) -> StartedId:
         """Have a command run; its task's id, once the task is on the disk. Durations in seconds.
 
+        ``merge_key``: one of yours with this key that has not ended is taken instead; ``id.merged`` says so.
         ``after``: tasks that must have ended first: well, or with ``after_result="any-result"`` however.
         ``weight``: so many of its queue's slots; ``needs``: so much of the configuration's resources.
         ``on_end``: a command to run when it has ended, or ``{"argv": […], "on": "failure"}``.
@@ -227,7 +229,7 @@ class Client:
         Raises InvalidSpec, PermissionDenied, QueueFull, NoSuchQueue, StorageFailed.
         """
         options = {key: value for key, value in locals().items() if key not in ("self", "argv")}
-        return int(self.call("Start", spec=spec_of(argv, options))["id"])
+        return StartedId.from_wire(self.call("Start", spec=spec_of(argv, options)))
 
     def run(self, argv: Sequence[str], **options: Any) -> TaskInfo:
         """start() and wait(). Raises TaskFailed unless it succeeded."""

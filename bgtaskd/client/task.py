@@ -24,6 +24,19 @@ class Failure:
         return f"{self.type}: {self.message}" if self.message else self.type
 
 
+class StartedId(int):
+    """A task's id. ``merged``: no task was made, it is that of one with the same merge key."""
+
+    merged: bool = False
+
+    @classmethod
+    def from_wire(cls, reply: Mapping[str, Any]) -> StartedId:
+        """From the reply of Start."""
+        one = cls(reply["id"])
+        one.merged = reply["merged"] is True
+        return one
+
+
 UNENDED = ("queued", "delayed", "running", "paused")
 GROUP_MAX = 1_000_000
 

@@ -46,6 +46,7 @@ async def edit(api: Api, call: Call) -> Reply:
     """Change a task that waits."""
     task = api.live(_owned(api, call), "only a task that waits can be edited")
     byhand.refuse_record(task)
+    _ask_policy_again(api, call.peer, task)
     spec = _changed(api, call.peer, task, call.parameters["changes"])
     if spec.queue != task.spec.queue:
         make_room(api, task.owner_uid, spec)
@@ -70,9 +71,7 @@ async def retry(api: Api, call: Call) -> Reply:
     byhand.refuse_record(task)
     if task.spec.secrets:
         raise _not_possible(task, "its secrets were forgotten when it ended; start it anew")
-    if not api.policy.is_admin(call.peer):
-        # The rule that allowed it may have gone since.
-        api.policy.run_as(call.peer, task.user)
+    _ask_policy_again(api, call.peer, task)
     if task.state not in ENDED:
         raise _not_possible(task, RetryAsked(0).what)
     spec = _changed(api, call.peer, task, call.parameters.get("changes") or {})
@@ -86,6 +85,12 @@ def _owned(api: Api, call: Call) -> Task:
     from bgtaskd.daemon.api import Access
 
     return api.task(call, Access.STEER)
+
+
+def _ask_policy_again(api: Api, peer: Peer, task: Task) -> None:
+    """The rule that allowed it may have gone since. Raises PermissionDenied."""
+    if not api.policy.is_admin(peer):
+        api.policy.run_as(peer, task.user)
 
 
 def _changed(api: Api, peer: Peer, task: Task, changes: Mapping[str, Any]) -> TaskSpec:

@@ -219,14 +219,26 @@ class Engine:
 
     async def remove(self, task: Task) -> None:
         """Forget an ended task. Raises StorageError."""
-        self._removing.add(task.id)
-        try:
-            await self.writer.write([RemoveTask(task.id)], must=False)
-        finally:
-            self._removing.discard(task.id)
-        self.message_seqs.pop(task.id, None)
+        await self._remove([task.id])
         self.announce("removed", task)
         self.job(self.launcher.insist("forget", attempts=[], outputs=[task.id]))
+
+    async def clean(self, task_ids: Sequence[int]) -> int:
+        """Forget old tasks, but those that somebody is retrying; how many. Raises StorageError."""
+        ids = [one for one in task_ids if one not in self.live]
+        if ids:
+            await self._remove(ids)
+            await self.launcher.insist("forget", attempts=[], outputs=ids)
+        return len(ids)
+
+    async def _remove(self, task_ids: Sequence[int]) -> None:
+        self._removing.update(task_ids)
+        try:
+            await self.writer.write([RemoveTask(one) for one in task_ids], must=False)
+        finally:
+            self._removing.difference_update(task_ids)
+        for one in task_ids:
+            self.message_seqs.pop(one, None)
 
     def _index(self, task: Task) -> None:
         self.live[task.id] = task
@@ -323,18 +335,21 @@ class Engine:
 
     async def edit(self, before: Task, after: Task) -> None:
         """Put another spec in a waiting task's place. Raises StorageError; KeyError where it waits no more."""
-        self.scheduler.forget(before.id, before.spec.queue)  # it must not start meanwhile
+        if self.live.get(before.id) is not before:
+            raise KeyError(before.id)
+        self._unindex(before)
+        self._index(after)
+        self.scheduler.forget(after.id, after.spec.queue)  # it must not start meanwhile
+        kept = after
         try:
             await self.writer.write([PutTask(after), PutSpec(after)], must=False)
         except StorageError:
-            after = before
+            kept = before
             raise
         finally:
-            if self.live.get(before.id) is before:
-                self._unindex(before)
-                self._index(after)
-        if self.live.get(before.id) is not after:
-            raise KeyError(before.id)
+            if self.live.get(after.id) is after:
+                self._unindex(after)
+                self._index(kept)
         self.announce("changed", after)
         self.schedule()
 

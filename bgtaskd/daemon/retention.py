@@ -8,7 +8,7 @@ import logging
 from typing import Final
 
 from bgtaskd.daemon.engine import Engine, now_usec
-from bgtaskd.storage.interface import RemoveTask, StorageError
+from bgtaskd.storage.interface import StorageError
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +38,8 @@ async def clean(engine: Engine) -> int:
         ids = list(engine.storage.ended_before(success, anything, BATCH))
         if not ids:
             return total
-        await engine.writer.write([RemoveTask(task_id) for task_id in ids], must=False)
-        await engine.launcher.insist("forget", attempts=[], outputs=ids)
+        removed = await engine.clean(ids)
+        if not removed:
+            return total
         engine.storage.vacuum()
-        total += len(ids)
-        await asyncio.sleep(0)
+        total += removed

@@ -37,11 +37,14 @@ class Mailbox(TaskStatus):
     # --- messages -------------------------------------------------------------------------------
 
     def signals(self, clear: bool = False) -> list[Message]:
-        """The messages in its mailbox, oldest first; ``clear``: and take them out."""
-        found = patiently(lambda: self.client.signals(self.id))
+        """The messages in its mailbox that no handler is for, oldest first; ``clear``: and take them out."""
+        found = [one for one in self._waiting() if self._is_for_anybody(one)]
         if clear and found:
             self.clear_signals([one.seq for one in found])
         return found
+
+    def _waiting(self) -> list[Message]:
+        return patiently(lambda: self.client.signals(self.id))
 
     def clear_signals(self, ids: Sequence[int] | None = None) -> int:
         """Take out those messages (by ``seq``), or all; how many there were."""
@@ -103,7 +106,7 @@ class Mailbox(TaskStatus):
         if begin:
             self._listen("signals", self._hear_messages)
         else:  # the listener may have passed over messages of this name already
-            self._listen("signals", lambda: self._handle_all(self.signals()))
+            self._listen("signals", lambda: self._handle_all(self._waiting()))
         return handler
 
     def _hear_messages(self) -> None:

@@ -126,6 +126,42 @@ def test_what_waits_can_be_edited_and_what_has_ended_retried_with_changes(
     ctl(machine, "stop", str(holder))
 
 
+def test_a_start_that_is_merged_is_told_so(machine: Container) -> None:
+    def run(*options: str) -> tuple[str, str]:
+        argv = ["bgtaskctl", "run", *options, "--merge-key", "told", "--delay", "1h", "--", "true"]
+        done = machine.run(argv, user="alice")
+        return done.stdout, done.stderr
+
+    first, second = (json.loads(run("-o", "json")[0]) for _ in range(2))
+    assert (first["merged"], second) == (False, {"id": first["id"], "merged": True})
+    said = f"Merged with task {first['id']}, which has not ended.\n"
+    assert run() == (f"{first['id']}\n", said)
+    assert run("-q") == (f"{first['id']}\n", "")
+    ctl(machine, "stop", str(first["id"]))
+
+
+def test_an_edit_asks_the_policy_again(machine: Container) -> None:
+    """What may no longer be started as somebody else must not get there by an edit."""
+
+    def allow(user: str) -> None:
+        rule = f"policy:\n  run_as:\n    - users: [{user}]\n      as: [carol]\n"
+        machine.write("/etc/bgtaskd/conf.d/rule.yaml", rule)
+        machine.systemctl("reload", "bgtaskd.service")
+
+    try:
+        allow("alice")
+        task = start(machine, "--user", "carol", "--delay", "1h", "--", "true")
+        assert ctl(machine, "edit", "--name", "mine", str(task)) == (0, "")
+        allow("bob")
+        status, said = ctl(machine, "edit", "--name", "still", str(task))
+        assert (status, "running as carol needs a rule" in said) == (5, True)
+        assert get(machine, task)["name"] == "mine"
+        assert ctl(machine, "stop", str(task)) == (0, "")
+    finally:
+        machine.sh("rm -f /etc/bgtaskd/conf.d/rule.yaml")
+        machine.systemctl("reload", "bgtaskd.service")
+
+
 def test_one_user_cannot_fill_a_queue(machine: Container) -> None:
     configure(machine)
     script = (

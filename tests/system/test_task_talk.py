@@ -45,7 +45,11 @@ def handles(status):
         heard.append(["other", None])
         status.update(message="other heard")
 
-    status.on_signal("stop", lambda message: (heard.append(["stop", None]), done.set()))
+    @status.on_signal("stop")
+    def stop(message):
+        heard.append(["stop", None])
+        done.set()
+        threading.Event().wait(0.3)  # its message is still in the mailbox, but nobody else's
 
     @status.on_config
     def changed(config):
