@@ -17,6 +17,7 @@ from bgtaskd.cli import main as cli
 from bgtaskd.cli import patient, verbs
 from bgtaskd.cli.patient import patiently
 from bgtaskd.client.blocking import Client
+from bgtaskd.client.task import StartedId
 from tests.unit.test_cli_show import task
 
 ROOT = Path(__file__).parents[2]
@@ -26,9 +27,9 @@ ROOT = Path(__file__).parents[2]
 def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], dict[str, Any]]]:
     calls: list[tuple[list[str], dict[str, Any]]] = []
 
-    def start(self: Client, argv: list[str], **options: Any) -> int:
+    def start(self: Client, argv: list[str], **options: Any) -> StartedId:
         calls.append((argv, {key: one for key, one in options.items() if one is not None}))
-        return 7
+        return StartedId(7)
 
     monkeypatch.setattr(Client, "start", start)
     return calls
