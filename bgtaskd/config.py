@@ -103,6 +103,8 @@ class Config:
     connections_per_user: int = 256
     requests_per_user: int = 256
     waiting_per_user: int = 50_000
+    templates_per_user: int = 8
+    template_idle_usec: int = 900_000_000
     resources: Mapping[str, int] = field(default_factory=dict)
     storage: str = "sqlite"
 
@@ -236,7 +238,12 @@ class _Reader:
         retention = self._section(data, "retention", ("backlog_days", "all_backlog_days"))
         defaults = self._section(data, "defaults", ("stop_timeout",))
         limits = self._section(
-            data, "limits", ("connections_per_user", "requests_per_user", "waiting_per_user")
+            data,
+            "limits",
+            (
+                *("connections_per_user", "requests_per_user", "waiting_per_user"),
+                *("templates_per_user", "template_idle"),
+            ),
         )
         storage = self._section(data, "storage", ("backend",))
         return Config(
@@ -260,6 +267,12 @@ class _Reader:
             ),
             waiting_per_user=self._int(
                 limits, ("limits", "waiting_per_user"), base.waiting_per_user, 1
+            ),
+            templates_per_user=self._int(
+                limits, ("limits", "templates_per_user"), base.templates_per_user, 0
+            ),
+            template_idle_usec=self._span(
+                limits, ("limits", "template_idle"), base.template_idle_usec
             ),
             resources=self._resources(data.get("resources")),
             storage=self._choice(storage, ("storage", "backend"), OURS, registered_names),

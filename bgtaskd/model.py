@@ -94,6 +94,9 @@ NAME_MAX: Final = 200
 RECORD: Final = "record"
 """The kind of a task whose work is done elsewhere: no attempt is made, how it stands is reported by hand."""
 
+TEMPLATE: Final = "template"
+"""The kind of what tasks are forked from: bgtaskd's own doing, so it takes no slot and is in no list."""
+
 
 class IllegalTransition(Exception):
     """The event cannot happen in the task's present state; nothing was changed."""
@@ -132,6 +135,8 @@ class TaskSpec:
     """Kind python: what is run, "module:name" or "/path/script.py:name"."""
     import_path: tuple[str, ...] = ()
     """Kind python: what sys.path is for it."""
+    preload: tuple[str, ...] = ()
+    """Kind python: the modules that the process it is forked from has loaded."""
     after: tuple[int, ...] = ()
     """The tasks that must have ended first."""
     after_result: str = "success"
@@ -173,7 +178,7 @@ class TaskSpec:
         """The inverse of :meth:`to_json`, for specs that were checked before they were stored."""
         known = {item.name for item in fields(cls)}
         values = {key: value for key, value in data.items() if key in known}
-        for name in ("argv", "import_path", "secrets", "after"):
+        for name in ("argv", "import_path", "preload", "secrets", "after"):
             values[name] = tuple(values.get(name, ()))
         if values.get("retry_on") is not None:
             values["retry_on"] = tuple(Result(one) for one in values["retry_on"])

@@ -238,6 +238,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="STATE[,STATE…]",
         help="only tasks in these states: " + ", ".join(STATES),
     )
+    one.add_argument("--kind", help="of this kind; template: what others are forked from")
     one.add_argument("--queue")
     one.add_argument("--name", help="a shell pattern")
     one.add_argument("--group")

@@ -207,6 +207,7 @@ def exit_status(task: TaskInfo) -> int:
 def list_(arguments: Namespace) -> None:
     """bgtaskctl list."""
     only = {name: getattr(arguments, name) for name in ("queue", "name", "group", "user")}
+    only["kinds"] = None if arguments.kind is None else [arguments.kind]
     with client(arguments) as one:
         states = [state for given in arguments.state or () for state in given]
         if arguments.all or states:

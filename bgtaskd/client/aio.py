@@ -118,7 +118,7 @@ class AsyncClient:
         return TaskInfo.from_wire((await self.call("Get", id=task_id))["task"])
 
     async def list(self, **only: Any) -> list[TaskInfo]:
-        """Tasks, newest first. ``only``: states, queue, name, user, before, limit."""
+        """Tasks, newest first. ``only``: those of Client.list()."""
         given = {key: one for key, one in only.items() if one is not None}
         tasks: list[TaskInfo] = []
         async with aclosing(self.stream("List", **given)) as replies:

@@ -215,6 +215,7 @@ class Client:
         needs: Mapping[str, int] | None = None,
         on_end: Sequence[str] | Mapping[str, Any] | None = None,
         stdin: bool | None = None,
+        preload: Sequence[str] | None = None,
     ) -> StartedId:
         """Have a command run; its task's id, once the task is on the disk. Durations in seconds.
 
@@ -224,7 +225,7 @@ class Client:
         ``on_end``: a command to run when it has ended, or ``{"argv": […], "on": "failure"}``.
         ``stdin``: whether send() may send it text.
         ``secrets``: by name; the command finds each in a file of that name in $CREDENTIALS_DIRECTORY.
-        ``kind``, ``target`` and ``import_path`` are for tasks written in Python: see bgtaskd.BackgroundTask.
+        ``kind``, ``target``, ``import_path``, ``preload``: for tasks in Python, see bgtaskd.BackgroundTask.
 
         Raises InvalidSpec, PermissionDenied, QueueFull, NoSuchQueue, StorageFailed.
         """
@@ -246,6 +247,7 @@ class Client:
         self,
         *,
         states: Sequence[str] | None = None,
+        kinds: Sequence[str] | None = None,
         queue: str | None = None,
         name: str | None = None,
         group: str | None = None,

@@ -18,7 +18,7 @@ from bgtaskd.daemon import byhand, changes, retention, schedules, streams
 from bgtaskd.daemon.engine import Engine, now_usec
 from bgtaskd.daemon.launcher_link import LauncherError
 from bgtaskd.daemon.policy import Policy
-from bgtaskd.daemon.spec import check_failure, plain_json, plain_text, read_spec
+from bgtaskd.daemon.spec import KINDS, check_failure, plain_json, plain_text, read_spec
 from bgtaskd.daemon.stats import stats_by_name
 from bgtaskd.daemon.supervisors import Supervisors
 from bgtaskd.errors import (
@@ -59,6 +59,7 @@ from bgtaskd.storage.interface import (
 from bgtaskd.storage.interface import Operation as StorageOperation
 
 LIST_MAX: Final = 1000
+KINDS_MAX: Final = 100
 SEND_MAX: Final = 64 * 1024
 STATS_MAX: Final = 1000
 LIST_WEIGHT: Final = 512 * 1024
@@ -256,12 +257,14 @@ async def list_(api: Api, call: Call) -> AsyncGenerator[Streamed, None]:
     before = given.get("before")
     states = given.get("states")
     wanted = None if states is None else _inner_states(states)
+    kinds = KINDS if given.get("kinds") is None else given["kinds"][:KINDS_MAX]
     owner = None if api.policy.is_admin(call.peer) else call.peer.uid
     if wanted is not None and api.engine.writer.failure is None:
         await api.engine.save()
     while True:
         query = Query(
             wanted,
+            kinds,
             given.get("queue"),
             given.get("name"),
             given.get("group"),

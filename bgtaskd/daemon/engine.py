@@ -16,6 +16,7 @@ the same attempt. So
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import Counter
@@ -34,18 +35,21 @@ from bgtaskd.daemon.launcher_link import (
 )
 from bgtaskd.daemon.scheduler import Limits, Scheduler, Wants
 from bgtaskd.daemon.secrets import Secrets
+from bgtaskd.daemon.templates import Templates
 from bgtaskd.daemon.writer import Writer
 from bgtaskd.model import (
     ENDED,
     ERROR_MAX,
     LIVE,
     RECORD,
+    TEMPLATE,
     WAITING,
     CouldNotStart,
     DependencyFailed,
     Due,
     Event,
     Exited,
+    IllegalTransition,
     Picked,
     PutBack,
     Reported,
@@ -122,6 +126,7 @@ class Engine:
         self.message_seqs: dict[int, int] = {}
         self.signal_subscribers: list[Callable[[Task, Message], None]] = []
         self.config_subscribers: list[Callable[[Task, Any], None]] = []
+        self.templates = Templates(self._begin_template, lambda one: self.job(self._let_go(one)))
         self._subscribers: list[Subscriber] = []
         self._timer: asyncio.TimerHandle | None = None
         self._held_until = 0.0
@@ -150,6 +155,8 @@ class Engine:
 
     def announce(self, kind: str, task: Task) -> None:
         """Tell the subscribers."""
+        if task.spec.kind == TEMPLATE:
+            self.templates.heard(task)
         for subscriber in tuple(self._subscribers):
             subscriber(kind, task)
 
@@ -176,6 +183,8 @@ class Engine:
         """Take tasks over from the store, at start-up."""
         for task in tasks:
             self._index(task)
+            if task.spec.kind == TEMPLATE:
+                self.templates.heard(task)
         self.secrets.keep_only(self.live.keys())
 
     async def add(self, task: Task, *more: Operation) -> None:
@@ -189,7 +198,10 @@ class Engine:
             and task.spec.kind != RECORD
             and not task.spec.after
             and not self._is_held()
-            and self.scheduler.take_at_once(task.id, queue, now_usec(), wants_of(task.spec))
+            and (
+                task.spec.kind == TEMPLATE
+                or self.scheduler.take_at_once(task.id, queue, now_usec(), wants_of(task.spec))
+            )
         )
         if starts:
             task = transition(task, Picked(task.updated, self.boot_id))
@@ -253,8 +265,11 @@ class Engine:
             self.scheduler.delay(task.id, queue, task.not_before or 0)
         elif task.state is State.QUEUED:
             self.waiting[task.owner_uid] += 1
-            self._queue_up(task)
-        elif task.state in LIVE:
+            if task.spec.kind == TEMPLATE:
+                self.job(self._start(task.id))
+            else:
+                self._queue_up(task)
+        elif task.state in LIVE and task.spec.kind != TEMPLATE:
             self.scheduler.occupy(task.id, queue, wants_of(task.spec))
 
     def _queue_up(self, task: Task) -> None:
@@ -473,8 +488,14 @@ class Engine:
             "argv": list(spec.argv),
             "env": dict(spec.env),
             "stdin": spec.stdin,
+            "template": self.templates.for_task(
+                task,
+                self.config.template_idle_usec,
+                self.config.templates_per_user,
+                now_usec(),
+            ),
             "handover": handover_of(task, secrets),
-            "secrets": {} if spec.target is not None else dict(secrets),
+            "secrets": {} if spec.kind != "command" else dict(secrets),
             "cwd": spec.cwd,
             "properties": dict(spec.properties),
             "timeout_usec": spec.timeout_usec,
@@ -484,6 +505,25 @@ class Engine:
             "output_cap": self.config.output_cap,
             "journal_burst": self.config.journal_burst,
         }
+
+    def _begin_template(self, like: Task, spec: TaskSpec) -> int:
+        task_id, self.next_id = self.next_id, self.next_id + 1
+        now = now_usec()
+        who = (like.uid, like.user, like.owner_uid)
+        task = Task(task_id, spec, *who, State.QUEUED, created=now, updated=now)
+        self.job(self._add_template(task))
+        return task_id
+
+    async def _add_template(self, task: Task) -> None:
+        try:
+            await self.add(task)
+        except StorageError as error:
+            self.templates.forget(task)
+            log.warning("No process to fork tasks from: %s", error)
+
+    async def _let_go(self, task_id: int) -> None:
+        with contextlib.suppress(KeyError, IllegalTransition):
+            await self.stop(task_id, StopReason.USER)
 
     def stop_timeout(self, task: Task) -> int:
         """Microseconds between SIGTERM and SIGKILL."""

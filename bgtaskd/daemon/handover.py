@@ -6,12 +6,20 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-from bgtaskd.model import Task
+from bgtaskd.model import TEMPLATE, Task
 
 
 def handover_of(task: Task, secrets: Mapping[str, str]) -> str | None:
     """The text for a task of kind python: a JSON object with target, import_path, settings and secrets."""
     spec = task.spec
+    if spec.kind == TEMPLATE:
+        return json.dumps(
+            {
+                "import_path": list(spec.import_path),
+                "preload": list(spec.preload),
+                **(spec.settings or {}),
+            }
+        )
     if spec.target is None:
         return None
     handed = {

@@ -23,6 +23,8 @@ KINDS: Final = ("command", "python", RECORD)
 RECORD_FIELDS: Final = frozenset("kind name argv queue merge_key settings".split())
 TARGET: Final = re.compile(r"(?:/[^\0\n]*|[^\W\d]\w*(?:\.[^\W\d]\w*)*):[^\W\d]\w*(?:\.[^\W\d]\w*)*")
 TARGET_MAX: Final = 4096
+MODULE: Final = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*")
+PRELOAD_MAX: Final = 100
 FAILURE_MAX: Final = 64 * 1024
 
 
@@ -88,6 +90,7 @@ def read_spec(data: Mapping[str, Any], config: Config, user: str) -> TaskSpec:
         secrets=_secrets(given, user),
         target=target,
         import_path=import_path,
+        preload=_preload(kind, given),
         after=_after(given),
         after_result=_one_of(given, "after_result", ("success", "any-result")),
         group=_group(given),
@@ -222,6 +225,20 @@ def _target(kind: str, given: Mapping[str, Any]) -> tuple[str | None, tuple[str,
     if any(not one.startswith("/") for one in import_path):
         raise InvalidSpec(field="import_path", reason="must be absolute paths")
     return target, import_path
+
+
+def _preload(kind: str, given: Mapping[str, Any]) -> tuple[str, ...]:
+    """The modules, in the order in which they are loaded. Raises InvalidSpec."""
+    preload = tuple(dict.fromkeys(given.get("preload", ())))
+    if preload and kind != "python":
+        raise InvalidSpec(field="preload", reason="is for kind python")
+    if len(preload) > PRELOAD_MAX:
+        raise InvalidSpec(field="preload", reason=f"must be {PRELOAD_MAX} modules at most")
+    for one in preload:
+        plain_text("preload", one)
+        if len(one) > NAME_MAX or MODULE.fullmatch(one) is None:
+            raise InvalidSpec(field="preload", reason="must be names of modules, as in import")
+    return preload
 
 
 def _properties(given: Mapping[str, Any]) -> dict[str, str]:

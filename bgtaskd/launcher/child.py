@@ -52,6 +52,23 @@ class Child:
         os.close(self.failed)
         return text.decode("utf-8", "replace")
 
+    def close_gate(self) -> None:
+        """Let it go without having run."""
+        self.gate.close()
+
+    def wait(self) -> tuple[int | None, Any]:
+        """Its status and rusage, once it has ended."""
+        _, status, rusage = os.wait4(self.pid, 0)
+        return status, rusage
+
+    def forget(self) -> None:
+        """It will not run: end it."""
+        for fd in (self.failed, self.stdout, self.stderr):
+            os.close(fd)
+        self.gate.close()
+        os.kill(self.pid, _signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+
 
 def fork() -> Child:
     """Fork the task's process, which waits at its gate.
@@ -111,6 +128,8 @@ def _exec(program: dict[str, Any], stdout: int, stderr: int, fds: list[int]) -> 
         os.setresgid(program["gid"], program["gid"], program["gid"])
         os.setresuid(program["uid"], program["uid"], program["uid"])
     env = program["env"]
+    if "LISTEN_FDS" in env:
+        env["LISTEN_PID"] = str(os.getpid())
     _enter(program["cwd"], env["HOME"])
     for name in CHANGED_SIGNALS:
         _signal.signal(getattr(_signal, name), _signal.SIG_DFL)

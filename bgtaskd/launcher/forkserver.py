@@ -84,6 +84,9 @@ def _launch(launcher: socket, places: Places) -> None:
     except AlreadyLaunched:
         _answer(launcher, {"error": "AlreadyLaunched", "reason": "the attempt has a record"})
         return
+    if supervisor.request["template"] is not None:
+        _answer(launcher, {"forked": supervisor.pid})
+        supervisor.let_go()
     _signal.signal(_signal.SIGTERM, supervisor.on_shutdown)
     try:
         word = launcher.recv(1)

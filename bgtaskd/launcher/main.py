@@ -181,8 +181,8 @@ def main() -> None:
         run=arguments.run,
         has_scopes=arguments.mode != "process",
     )
-    for name in ("notify", "credentials"):
-        os.makedirs(f"{arguments.run}/{name}", 0o711, exist_ok=True)
+    for name, mode in (("notify", 0o711), ("credentials", 0o711), ("templates", 0o700)):
+        os.makedirs(f"{arguments.run}/{name}", mode, exist_ok=True)
     resource.setrlimit(resource.RLIMIT_CORE, (0, CORE_LIMIT[1]))
     operations = Operations(arguments.mode, places, UidPolicy(system))
     _tell_systemd("READY=1\nSTATUS=Ready to launch tasks")

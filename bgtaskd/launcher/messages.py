@@ -60,6 +60,8 @@ class Launch:
     handover: str | None
     stdin: bool
     secrets: Mapping[str, str]
+    template: int | None
+    """The task whose process it is to be forked from."""
 
 
 def read_launch(message: Mapping[str, Any]) -> Launch:
@@ -106,6 +108,7 @@ def read_launch(message: Mapping[str, Any]) -> Launch:
         handover=handover,
         stdin=stdin,
         secrets=_secrets(message),
+        template=optional(message, "template"),
     )
 
 
@@ -145,7 +148,7 @@ def integer(message: Mapping[str, Any], name: str, low: int, high: int) -> int:
 
 
 def optional(message: Mapping[str, Any], name: str) -> int | None:
-    """A positive number of microseconds, or none. Raises BadMessage."""
+    """A positive number, or none. Raises BadMessage."""
     return None if message.get(name) is None else integer(message, name, 1, ID_MAX)
 
 

@@ -284,6 +284,8 @@ class Operations:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(records.name_of(task_id, attempt), dir_fd=self._places.exits)
             credentials.remove(self._places.credentials(task_id, attempt))
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._places.template(task_id))
         outputs = message.get("outputs", [])
         if not isinstance(outputs, list) or len(outputs) > 10_000:
             raise BadMessage("outputs", "a list of at most 10000 ids")

@@ -24,6 +24,10 @@ class Places:
         """Where an attempt tells of its progress."""
         return f"{self.run}/notify/{task_id}.{attempt}.sock"
 
+    def template(self, task_id: int) -> str:
+        """Where a template is asked for a fork."""
+        return f"{self.run}/templates/{task_id}.sock"
+
     def credentials(self, task_id: int, attempt: int) -> str:
         """The directory of an attempt's credentials."""
         return f"{self.run}/credentials/{task_id}.{attempt}"

@@ -13,12 +13,14 @@ from bgtaskd.launcher.messages import Launch, parsed
 from bgtaskd.launcher.places import Places
 from bgtaskd.launcher.users import User
 from bgtaskd.logs.journal import encode
+from bgtaskd.model import TEMPLATE
 from bgtaskd.units import ANONYMOUS_USER, scope_name
 
 DEFAULT_PATH: Final = "/usr/local/bin:/usr/bin:/bin:/usr/local/games:/usr/games"
 CARD: Final = ("name", "kind", "queue", "uid", "user", "owner_uid")
 STDIN: Final = 0
-HANDOVER: Final = 3
+LISTEN: Final = 3
+"""sd_listen_fds(3)."""
 
 
 def build(launch: Launch, user: User, places: Places, boot_id: str) -> dict[str, Any]:
@@ -35,6 +37,7 @@ def build(launch: Launch, user: User, places: Places, boot_id: str) -> dict[str,
         "card": {name: getattr(launch, name) for name in CARD},
     }
     handover = launch.handover
+    listens = launch.kind == TEMPLATE
     program = {
         "argv": list(launch.argv),
         "env": _environment(launch, user, places),
@@ -47,7 +50,9 @@ def build(launch: Launch, user: User, places: Places, boot_id: str) -> dict[str,
         "nice": values.get("Nice"),
         "oom_score_adjust": values.get("OOMScoreAdjust"),
         "private_tmp": places.has_scopes and user.name == ANONYMOUS_USER,
-        "fds": [STDIN] * launch.stdin + [HANDOVER] * (handover is not None),
+        "fds": [STDIN] * launch.stdin
+        + [LISTEN] * listens
+        + [LISTEN + listens] * (handover is not None),
     }
     return {
         "id": launch.id,
@@ -59,6 +64,8 @@ def build(launch: Launch, user: User, places: Places, boot_id: str) -> dict[str,
         "program": marshal.dumps(program),
         "handover": None if handover is None else handover.encode("utf-8", "replace"),
         "stdin": launch.stdin,
+        "listen": places.template(launch.id) if listens else None,
+        "template": None if launch.template is None else places.template(launch.template),
         "credentials": {
             name: value.encode("utf-8", "replace") for name, value in launch.secrets.items()
         },
@@ -89,7 +96,9 @@ def _environment(launch: Launch, user: User, places: Places) -> Mapping[str, str
     if launch.secrets:
         env["CREDENTIALS_DIRECTORY"] = places.credentials(launch.id, launch.attempt)
     if launch.handover is not None:
-        env["BGTASK_HANDOVER_FD"] = str(HANDOVER)
+        env["BGTASK_HANDOVER_FD"] = str(LISTEN + (launch.kind == TEMPLATE))
+    if launch.kind == TEMPLATE:
+        env["LISTEN_FDS"] = "1"
     return env
 
 

@@ -45,6 +45,8 @@ class Start:
     answer: Answer
     supervisor: Supervisor
     tries: int = 0
+    pid: int | None = None
+    """The process to put into the scope, once it is known."""
     has_scope: bool = False
     deadline: float = 0.0
 
@@ -131,7 +133,14 @@ class Starts:
         except OSError:  # it was killed while it waited
             self._hire_another(start)
             return
+        start.pid = None
         if supervisor.pid is not None:
+            self._know_pid(start, supervisor.pid)
+
+    def _know_pid(self, start: Start, pid: int, *, is_forked: bool = False) -> None:
+        """Of the process that waits; the supervisor's own, unless it is to ask a template for one."""
+        if start.launch.template is None or is_forked:
+            start.pid = pid
             self._start_scope(start)
 
     def _hire_another(self, start: Start) -> None:
@@ -180,11 +189,13 @@ class Starts:
         if "pid" in message:
             supervisor.pid = message["pid"]
             if start is not None:
-                self._start_scope(start)
+                self._know_pid(start, message["pid"])
         elif start is None:
             return
+        elif "forked" in message:
+            self._know_pid(start, message["forked"], is_forked=True)
         elif "started" in message:
-            self._over(start, {"ok": {"pid": supervisor.pid, "started": message["started"]}})
+            self._over(start, {"ok": {"pid": start.pid, "started": message["started"]}})
         else:
             self._over(start, message)
 
@@ -194,7 +205,7 @@ class Starts:
             return  # it was over, or has another supervisor, when its turn to try again came
         launch = start.launch
         properties: list[tuple[str, str, Any]] = [
-            ("PIDs", "au", [supervisor.pid]),
+            ("PIDs", "au", [start.pid]),
             ("Description", "s", f"bgtaskd task {launch.id}: {_printable(launch.name)}"),
             ("Slice", "s", slice_name(launch.queue)),
             ("CollectMode", "s", "inactive-or-failed"),

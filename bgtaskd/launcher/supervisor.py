@@ -19,7 +19,7 @@ import resource
 import select
 import time
 
-from bgtaskd.launcher import child, credentials, records
+from bgtaskd.launcher import child, credentials, records, warm
 from bgtaskd.launcher.accounting import Cgroup, Usage, cgroup_of
 from bgtaskd.launcher.ending import exit_object
 from bgtaskd.launcher.hindsight import unit_result
@@ -50,13 +50,9 @@ class Supervisor:
     def __init__(self, places: Places, task: child.Child) -> None:
         """What can be done before it is known which attempt it will be."""
         self.places = places
-        self.task = task
-        self.pid = task.pid
-        self.pidfd = os.pidfd_open(task.pid)
-        self.processes = (
-            f'"supervisor": {{"pid": {os.getpid()}, "start_time": {dumps(start_time(os.getpid()))}}}, '
-            f'"task": {{"pid": {task.pid}, "start_time": {dumps(start_time(task.pid))}}}'
-        )
+        self.task: child.Child | warm.WarmChild = task
+        self.unused: child.Child | None = None
+        self._adopt(task, os.pidfd_open(task.pid))
         self.request: dict[str, Any] = {}
         self.started: int | None = None
         self.exec_error: str | None = None
@@ -70,9 +66,6 @@ class Supervisor:
         self.usage = Usage()
         self.ended: int | None = None
         self.cgroup: Cgroup | None = None
-        self.pipes = {task.stdout: 1, task.stderr: 2}
-        for fd in self.pipes:
-            os.set_blocking(fd, False)
         self.exit: str | None = None
         self.poll = select.poll()
         self.polled_home = -1
@@ -86,6 +79,19 @@ class Supervisor:
         self.credentials: str | None = None
         self.home = Home(places.home, self.hello)
 
+    def _adopt(self, task: child.Child | warm.WarmChild, pidfd: int) -> None:
+        """This process is the task's."""
+        self.task = task
+        self.pid, self.pidfd = task.pid, pidfd
+        me = os.getpid()
+        self.processes = (
+            f'"supervisor": {{"pid": {me}, "start_time": {dumps(start_time(me))}}}, '
+            f'"task": {{"pid": {task.pid}, "start_time": {dumps(start_time(task.pid))}}}'
+        )
+        self.pipes = {task.stdout: 1, task.stderr: 2}
+        for fd in self.pipes:
+            os.set_blocking(fd, False)
+
     # --- the start ------------------------------------------------------------------------------
 
     def register(self, request: dict[str, Any]) -> None:
@@ -93,7 +99,8 @@ class Supervisor:
 
         ``request``: id, attempt, unit, uid; ``identity``, what records and hellos begin with (JSON, without
         the braces); ``journal``, the encoded fields of its entries; ``program``, see Child; ``stdin``, whether
-        the task gets a pipe; ``handover``, what its process may read from a descriptor (bytes or None);
+        the task gets a pipe; ``listen``, where to listen for it; ``template``, the socket of a process to fork
+        it from, or None; ``handover``, what its process may read from a descriptor (bytes or None);
         ``credentials``, its secrets by name;
         timeout_usec, stall_timeout_usec, runtime_max_usec, output_to, output_cap, journal_burst;
         ``asked``, when (CLOCK_MONOTONIC).
@@ -101,6 +108,8 @@ class Supervisor:
         """
         self.request = request
         self.id, self.attempt = request["id"], request["attempt"]
+        if request["template"] is not None:
+            self._fork_from(request["template"])
         records.create(self.places.exits, self.id, self.attempt, self.record())
         path = self.places.notify(self.id, self.attempt)
         self.notify = NotifySocket(path, request["uid"])
@@ -112,6 +121,24 @@ class Supervisor:
         journal = None if request["output_to"] == "file" else Journal
         self.capture = Capture(self.output, journal, request["journal"], request["journal_burst"])
 
+    def _fork_from(self, template: str) -> None:
+        """Have a process with the app loaded in our own one's place; if there is none, ours will do."""
+        cold = self.task
+        assert isinstance(cold, child.Child)
+        try:
+            task = warm.WarmChild(template, self.request["uid"])
+        except warm.NoTemplate:
+            return
+        os.close(self.pidfd)
+        self.unused = cold
+        self._adopt(task, task.pidfd)
+
+    def let_go(self) -> None:
+        """Of a process that is not needed after all."""
+        unused, self.unused = self.unused, None
+        if unused is not None:
+            unused.forget()
+
     def record(self) -> str:
         """The attempt as its record has it."""
         end = "" if self.exit is None else f', "exit": {self.exit}'
@@ -120,8 +147,7 @@ class Supervisor:
 
     def not_started(self, reason: str) -> None:
         """Nothing has run, and nothing will: kill the waiting child, and say so in the record."""
-        os.kill(self.pid, _signal.SIGKILL)
-        os.waitpid(self.pid, 0)
+        self.task.forget()
         self.exit = self._exit("not-started", reason)
         self.notify.close()  # before the record says so: then the path is another's
         now = records.read(self.places.exits, self.id, self.attempt) or {}
@@ -152,13 +178,19 @@ class Supervisor:
             try:
                 credentials.make(self.credentials, request["uid"], request["credentials"])
             except OSError as error:
-                self.task.gate.close()
+                self.task.close_gate()
                 return f"its credentials cannot be written: {error.strerror}"
         if request["stdin"]:
             fds.append(self.stdin.open())
-        if request["handover"] is not None:
-            fds.append(_readable(request["handover"]))
-        wrong = self.task.open_gate(request["program"], fds)
+        if isinstance(self.task, warm.WarmChild):
+            stdin = fds[0] if fds else None
+            wrong = self.task.open_gate(request["program"], request["handover"], stdin)
+        else:
+            if request["listen"] is not None:
+                fds.append(warm.listen(request["listen"]))
+            if request["handover"] is not None:
+                fds.append(_readable(request["handover"]))
+            wrong = self.task.open_gate(request["program"], fds)
         for fd in fds:
             os.close(fd)
         return wrong
@@ -349,7 +381,7 @@ class Supervisor:
 
     def _reap(self) -> None:
         """The task's own process has ended."""
-        _, self.status, self.rusage = os.wait4(self.pid, 0)
+        self.status, self.rusage = self.task.wait()
         self.ended = time.time_ns() // 1000
         os.close(self.pidfd)
         self.pidfd = -1  # its number is free for another
@@ -394,8 +426,11 @@ class Supervisor:
                     break
         if self.credentials is not None:
             credentials.remove(self.credentials)
+        if self.request["listen"] is not None:
+            warm.unlisten(self.request["listen"])
         self.capture.finish()
-        self.exit = self._exit(self._result(), self.exec_error or self.output.error)
+        unseen = warm.UNSEEN if self.status is None else None
+        self.exit = self._exit(self._result(), self.exec_error or unseen or self.output.error)
         self._write_record()
         self.notify.close()
         self._tell_progress(time.monotonic())
@@ -416,9 +451,10 @@ class Supervisor:
                 return  # the daemon has committed the end, and forgotten the record
 
     def _result(self) -> str:
-        assert self.status is not None
         if self.exec_error is not None:
             return "resources"
+        if self.status is None:
+            return "oom-kill" if self.oom_kills else "lost"
         if os.WIFEXITED(self.status) and os.WEXITSTATUS(self.status) == 0:
             return "success"
         if self.shutting_down and not self.stop_asked:

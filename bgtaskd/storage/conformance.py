@@ -167,6 +167,8 @@ class StorageConformance:
         assert (found.spec, found.state) == (changed.spec, State.QUEUED)
         assert [one.id for one in storage.list(Query(group="g", queue="q"))] == [1]
         assert list(storage.list(Query(group="h"))) == []
+        assert [one.id for one in storage.list(Query(kinds=["record", "command"]))] == [1]
+        assert list(storage.list(Query(kinds=["record"]))) == []
 
     def test_what_came_of_the_last(self, storage: Storage) -> None:
         """What came of the last."""

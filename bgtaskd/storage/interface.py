@@ -41,6 +41,7 @@ class Query:
     """Which tasks to list, newest first. ``None`` means any."""
 
     states: Sequence[State] | None = None
+    kinds: Sequence[str] | None = None
     queue: str | None = None
     name_glob: str | None = None
     group: str | None = None

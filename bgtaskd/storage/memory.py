@@ -166,6 +166,7 @@ def in_memory(directory: Path) -> MemoryStorage:
 def _matches(task: Task, query: Query) -> bool:
     return (
         (query.states is None or task.state in query.states)
+        and (query.kinds is None or task.spec.kind in query.kinds)
         and (query.queue is None or task.spec.queue == query.queue)
         and (query.name_glob is None or fnmatchcase(task.spec.name, query.name_glob))
         and (query.group is None or task.spec.group == query.group)

@@ -104,10 +104,27 @@ MIGRATIONS: Final = (
     CREATE INDEX task_group ON task (grp, id) WHERE grp IS NOT NULL;
     """,
     "CREATE TABLE schedule (name TEXT PRIMARY KEY, body TEXT NOT NULL) WITHOUT ROWID;",
+    # Some kinds are listed only when they are asked for.
+    """
+    ALTER TABLE task ADD COLUMN kind TEXT NOT NULL DEFAULT 'command';
+    UPDATE task SET kind = json_extract(spec, '$.kind') WHERE json_extract(spec, '$.kind') <> 'command';
+    """,
 )
 
 FIXED: Final = (
-    *("id", "owner_uid", "uid", "user", "name", "queue", "merge_key", "grp", "spec", "created"),
+    *(
+        "id",
+        "owner_uid",
+        "uid",
+        "user",
+        "name",
+        "queue",
+        "merge_key",
+        "grp",
+        "kind",
+        "spec",
+        "created",
+    ),
 )
 CHANGING: Final = (
     "state result stop_reason attempt retries_used updated started ended not_before exit_status signal "
@@ -186,9 +203,11 @@ class SqliteStorage:
             if value is not None:
                 where.append(column)
                 values.append(_storable(value) if isinstance(value, str) else value)
-        if query.states is not None:
-            where.append(f"state IN ({', '.join('?' * len(query.states))})")
-            values.extend(one.value for one in query.states)
+        states = None if query.states is None else [one.value for one in query.states]
+        for column, some in (("state", states), ("kind", query.kinds)):
+            if some is not None:
+                where.append(f"{column} IN ({', '.join('?' * len(some))})")
+                values.extend(some)
         clause = f"WHERE {' AND '.join(where)} " if where else ""
         return self._tasks(f"{clause}ORDER BY id DESC LIMIT ?", (*values, query.limit))
 
@@ -399,13 +418,14 @@ def _specified(spec: TaskSpec) -> tuple[Any, ...]:
         spec.queue,
         _storable(spec.merge_key),
         _storable(spec.group),
+        spec.kind,
         json.dumps(spec.to_json()),
     )
 
 
 def _put_spec(connection: sqlite3.Connection, operation: PutSpec) -> None:
     connection.execute(
-        "UPDATE task SET name = ?, queue = ?, merge_key = ?, grp = ?, spec = ? WHERE id = ?",
+        "UPDATE task SET name = ?, queue = ?, merge_key = ?, grp = ?, kind = ?, spec = ? WHERE id = ?",
         (*_specified(operation.task.spec), operation.task.id),
     )
 
@@ -481,7 +501,7 @@ _APPLY: Final[dict[type, Callable[[sqlite3.Connection, Any], None]]] = {
 def _task(row: Sequence[Any]) -> Task:
     values = dict(zip(COLUMNS, row, strict=True))
     spec = TaskSpec.from_json(json.loads(values.pop("spec")))
-    for name in ("name", "queue", "merge_key", "grp"):
+    for name in ("name", "queue", "merge_key", "grp", "kind"):
         del values[name]
     values["state"] = State(values["state"])
     values["result"] = None if values["result"] is None else Result(values["result"])

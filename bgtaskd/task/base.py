@@ -23,7 +23,8 @@ PROGRAM = os.path.join(os.path.dirname(os.path.abspath(__file__)), "__main__.py"
 class BackgroundTask:
     """Work that is to be done outside of this process. Write :meth:`execute`, call :meth:`initiate`.
 
-    ``options``: of every task of this class, those of Client.start (queue, timeout, retries, properties, …).
+    ``options``: of every task of this class, those of Client.start (queue, timeout, retries, properties, …);
+    ``preload``, the modules that are loaded once for many tasks, or True for the one of the class.
     In the task, ``self.settings`` are the settings, ``self.secrets`` the secrets, and ``self.status`` is what
     execute() gets.
     """
@@ -122,6 +123,8 @@ def start(
     one = client or shared_client()
     if one.path != SYSTEM:
         options["env"] = {"BGTASKD_SOCKET": one.path, **(options.get("env") or {})}
+    if options.get("preload") is True:
+        options["preload"] = [_importable(thing, name)]
     options = {"name": name, **options, "kind": "python", "target": target, "settings": settings}
     task_id = one.start([python, PROGRAM], import_path=targets.import_path(), **options)
     return TaskStatus(task_id, client=one)
@@ -139,6 +142,15 @@ def run(thing: Any, status: OwnStatus) -> Any:
     task = thing()
     task.status, task.settings, task.secrets = status, status.settings, status.secrets
     return task.execute(status)
+
+
+def _importable(thing: Any, name: str) -> str:
+    from bgtaskd.errors import InvalidTarget
+
+    module: str = thing.__module__
+    if module in ("__main__", targets.MAIN):
+        raise InvalidTarget(name, "a script cannot be preloaded; put the task into a module")
+    return module
 
 
 def _cwd() -> str | None:

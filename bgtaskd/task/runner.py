@@ -8,7 +8,7 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final
 
@@ -30,7 +30,7 @@ def main() -> int:
     except (NotInTask, OSError, ValueError) as error:
         print(f"bgtaskd: this runs inside of tasks only: {error}", file=sys.stderr)
         return FAILED
-    return run(handover)
+    return run(handover) if "target" in handover else _serve(handover)
 
 
 def read_handover() -> dict[str, Any]:
@@ -56,9 +56,7 @@ def run(handover: Mapping[str, Any]) -> int:
         prints=prints.keep(),
     )
     own.set_process(status)
-    path = handover.get("import_path")
-    if path:
-        sys.path[:] = [*path, *(one for one in sys.path if one not in path)]
+    use_path(handover.get("import_path"))
     try:
         value = _value(base.run(target.load(handover["target"]), status))
         if value is not None:
@@ -75,6 +73,23 @@ def run(handover: Mapping[str, Any]) -> int:
         return error.code if isinstance(error.code, int) and 0 < error.code < 256 else FAILED
     except BaseException as error:  # noqa: BLE001 - whatever it is, the caller is told
         _failed(status, error)
+        return FAILED
+
+
+def use_path(path: Sequence[str] | None) -> None:
+    """Have sys.path begin with this."""
+    if path:
+        sys.path[:] = [*path, *(one for one in sys.path if one not in path)]
+
+
+def _serve(handover: Mapping[str, Any]) -> int:
+    """Be what tasks are forked from; in each of them this returns its exit status."""
+    from bgtaskd.task import template
+
+    try:
+        return template.serve(handover)
+    except template.CannotPreload as error:
+        print(f"bgtaskd: {error}", file=sys.stderr)
         return FAILED
 
 

@@ -98,19 +98,24 @@ def interpreter() -> str:
 
 def load(target: str) -> Any:
     """What a target names. Raises what its module raises, and InvalidTarget."""
-    global _loading
     module, _, name = target.rpartition(":")
-    _loading = True
-    try:
-        found = _load_script(module) if module.startswith("/") else importlib.import_module(module)
-    finally:
-        _loading = False
+    found = load_module(module)
     for part in name.split("."):
         try:
             found = getattr(found, part)
         except AttributeError:
             raise InvalidTarget(name, f"there is no such name in {module}") from None
     return found
+
+
+def load_module(module: str) -> Any:
+    """A module, or a script by its path. Raises what it raises."""
+    global _loading
+    _loading = True
+    try:
+        return _load_script(module) if module.startswith("/") else importlib.import_module(module)
+    finally:
+        _loading = False
 
 
 def _load_script(path: str) -> Any:

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import varlink
@@ -29,6 +29,13 @@ class Double(bgtaskd.BackgroundTask):
         assert message is not None
         status.update(75, message.name)
         return [2 * self.settings["n"], message.payload, sys.prefix]
+
+
+class Parent(bgtaskd.BackgroundTask):
+    options: ClassVar[dict[str, Any]] = {"preload": True}
+
+    def execute(self, status: bgtaskd.OwnStatus) -> int:
+        return os.getppid()
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +90,18 @@ def test_a_task_in_python_finds_its_daemon(client: bgtaskd.Client) -> None:
     assert status.result_value == [42, [1], sys.prefix]
     assert (50.0, "half") in seen
     assert seen[-1] == (100.0, "go")
+
+
+def test_a_task_is_forked_from_a_template(client: bgtaskd.Client) -> None:
+    deadline = time.monotonic() + 20
+    parents: list[int] = []
+    while len(set(parents)) == len(parents):
+        assert time.monotonic() < deadline
+        parents.append(Parent.initiate(client=client).wait(20).result_value)
+    template = next(iter(client.list(kinds=["template"])))
+    assert (template.name, template.state) == (f"preload {__name__}", "running")
+    assert template.id not in [one.id for one in client.list()]
+    client.stop(template.id)
 
 
 def test_a_status_steers_its_task(client: bgtaskd.Client) -> None:

@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""A process that has an app's modules loaded, and is forked for each of its tasks, which need not load them.
+
+It runs like any task, as the user of the tasks that it is for; bgtaskd starts it when one of them names modules
+to preload. It has one thread and no connection, for neither survives a fork. It ends when nobody has wanted it
+for a while, and when one of the files that it has loaded changes: then the next one has the new code.
+
+The conversation with a task's supervisor (bgtaskd.launcher.warm), on a connection each: the child says "r"; it
+gets two lengths in eight bytes each with descriptors (stdout, stderr, perhaps stdin), then so many bytes of a
+request (JSON: env, cwd, umask, limits, stdin) and of the handover; it answers with an empty line, or with what
+is wrong; at its end it says "own STATUS", and its parent says "status STATUS", as wait(2) has it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import gc
+import json
+import os
+import resource
+import select
+import signal
+import socket
+import sys
+import sysconfig
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any, Final
+
+from bgtaskd.task import runner, target
+
+LISTEN_FD: Final = 3
+"""sd_listen_fds(3)."""
+OK, FAILED = 0, 1
+Stamp = tuple[int, int, int]
+
+
+class CannotPreload(Exception):
+    """A process like this cannot be forked."""
+
+
+def serve(handover: Mapping[str, Any]) -> int:
+    """Load the modules, and fork until nobody wants it any more. In a child this returns too: its exit status.
+
+    ``handover``: import_path, preload (the modules' names), idle_usec.
+    """
+    runner.use_path(handover.get("import_path"))
+    began = time.monotonic()
+    for name in handover["preload"]:
+        target.load_module(name)
+    others = [one.name for one in threading.enumerate() if one is not threading.current_thread()]
+    if others:
+        raise CannotPreload(
+            "the modules start threads when they are loaded, and none survives a fork: "
+            + ", ".join(others)
+        )
+    took = time.monotonic() - began
+    template = Template(handover["idle_usec"] / 1e6)
+    _log(f"Loaded {len(template.files)} files in {took:.2f} s")
+    gc.collect()
+    gc.freeze()  # the collector must not write into pages that all children share
+    return template.run()
+
+
+class Template:
+    """The loop: connections come, children go."""
+
+    def __init__(self, idle: float) -> None:
+        """``idle``: seconds after which it is not needed."""
+        self._idle = idle
+        self._listener: socket.socket | None = socket.socket(fileno=LISTEN_FD)
+        self._listener.set_inheritable(False)
+        self._children: dict[int, tuple[int, socket.socket]] = {}
+        """By pidfd: the pid, and the connection to its supervisor."""
+        self._poll = select.poll()
+        self._forked = 0
+        self.files = loaded_files()
+
+    def run(self) -> int:
+        """Until it is idle or stale, and no child is left; in a child: until it is one."""
+        self._poll.register(LISTEN_FD, select.POLLIN)
+        self._tell(100.0, "ready")
+        while self._listener is not None or self._children:
+            ready = self._poll.poll(None if self._children else int(self._idle * 1000) + 1)
+            if not ready:
+                _log(f"Not needed for {self._idle:.0f} s; {self._forked} tasks were forked")
+                return OK
+            for fd, _ in ready:
+                if fd in self._children:
+                    self._reap(fd)
+                elif self._listener is not None:
+                    child = self._take(self._listener)
+                    if child is not None:
+                        return become(child)
+        return OK
+
+    def _take(self, listener: socket.socket) -> socket.socket | None:
+        """Fork for one connection. In the child: the connection."""
+        changed = next((path for path, then in self.files.items() if stamp(path) != then), None)
+        if changed is not None:
+            self._retire(listener, changed)
+            return None
+        connection, _ = listener.accept()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        pid = os.fork()
+        if pid == 0:
+            listener.close()
+            for pidfd, (_, other) in self._children.items():
+                os.close(pidfd)
+                other.close()
+            return connection
+        pidfd = os.pidfd_open(pid)
+        self._children[pidfd] = (pid, connection)
+        self._poll.register(pidfd, select.POLLIN)
+        self._forked += 1
+        return None
+
+    def _retire(self, listener: socket.socket, changed: str) -> None:
+        """Take no more; whoever waits to be taken starts without a template."""
+        _log(f"{changed} has changed; {self._forked} tasks were forked")
+        self._tell(0.0, "retired")
+        self._poll.unregister(listener)
+        listener.close()
+        self._listener = None
+
+    def _reap(self, pidfd: int) -> None:
+        pid, connection = self._children.pop(pidfd)
+        self._poll.unregister(pidfd)
+        os.close(pidfd)
+        _, status = os.waitpid(pid, 0)
+        _say(connection, f"status {status}")
+        connection.close()
+
+    def _tell(self, percent: float, message: str) -> None:
+        """The daemon knows by the percentage whether tasks may come: 100, they may."""
+        text = f"STATUS={message}\nX_BGTASK_PROGRESS={percent}\nX_BGTASK_REWIND=1"
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            sock.sendto(text.encode(), os.environ["NOTIFY_SOCKET"])
+
+
+def loaded_files() -> dict[str, Stamp]:
+    """The files of all modules that are loaded, and how they were; not those of Python itself."""
+    library = os.path.join(sysconfig.get_path("stdlib"), "")
+    packages = (os.path.join(library, "site-packages"), os.path.join(library, "dist-packages"))
+    out = {}
+    for module in list(sys.modules.values()):
+        path = getattr(module, "__file__", None)
+        if isinstance(path, str) and (not path.startswith(library) or path.startswith(packages)):
+            out[path] = stamp(path)
+    return out
+
+
+def stamp(path: str) -> Stamp:
+    """What differs when a file was changed, replaced or removed."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return (0, 0, 0)
+    return (found.st_mtime_ns, found.st_ino, found.st_size)
+
+
+def become(connection: socket.socket) -> int:
+    """In the child: wait for the scope and the request, then be the task; its exit status."""
+    os.setsid()
+    _say(connection, "r", end="")
+    request, handover = _receive(connection)
+    if request is None:
+        os._exit(OK)  # it is not wanted after all
+    try:
+        _enter(request)
+    except OSError as error:
+        what = f": {error.filename!r}" if error.filename else ""
+        _say(connection, f"{error.strerror}{what}")
+        os._exit(203)
+    except ValueError as error:  # a limit that only root could raise
+        _say(connection, str(error))
+        os._exit(203)
+    _say(connection, "")
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    status = 0
+    # Registered first, so called last: after the task's own, and after its threads have ended.
+    atexit.register(lambda: _say(connection, f"own {status << 8}"))
+    status = runner.run(handover)
+    return status
+
+
+def _receive(connection: socket.socket) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+    sizes, fds, _, _ = socket.recv_fds(connection, 16, 3)
+    if len(sizes) < 16:
+        return None, {}
+    for number, fd in enumerate(fds, 1):
+        os.dup2(fd, number % 3)  # stdout, stderr, stdin
+        os.close(fd)
+    request = _read(connection, int.from_bytes(sizes[:8], "big"))
+    handover = _read(connection, int.from_bytes(sizes[8:], "big"))
+    return json.loads(request), json.loads(handover)
+
+
+def _read(connection: socket.socket, size: int) -> bytes:
+    data = bytearray()
+    while len(data) < size:
+        piece = connection.recv(size - len(data))
+        if not piece:
+            os._exit(OK)
+        data += piece
+    return bytes(data)
+
+
+def _enter(request: Mapping[str, Any]) -> None:
+    """Be as a process that was started for the task would be."""
+    if not request["stdin"]:
+        null = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(null, 0)
+        os.close(null)
+    env: dict[str, str] = request["env"]
+    os.environ.clear()
+    os.environ.update(env)
+    os.environ.pop("BGTASK_HANDOVER_FD", None)
+    time.tzset()
+    os.umask(request["umask"])
+    for number, soft, hard in request["limits"]:
+        resource.setrlimit(number, (soft, hard))
+    if request["cwd"] is not None:
+        os.chdir(request["cwd"])
+        return
+    try:
+        os.chdir(env["HOME"])
+    except OSError:
+        os.chdir("/")
+
+
+def _log(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+def _say(connection: socket.socket, word: str, end: str = "\n") -> None:
+    with contextlib.suppress(OSError):
+        connection.sendall((word + end).encode("utf-8", "backslashreplace"))
