@@ -28,7 +28,7 @@ from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 from typing import Any, Final
 
-from bgtaskd.units import scope_name
+from bgtaskd.units import HTTP, scope_name
 
 
 class State(str, Enum):
@@ -150,6 +150,8 @@ class TaskSpec:
     """What to run when it has ended: argv, and on: any, success or failure."""
     stdin: bool = False
     """Whether text can be sent to its standard input."""
+    http: Mapping[str, Any] | None = None
+    """Kind http: app, method, path, query, body, encoding, body_type. Headers and cookies are secrets."""
 
     def is_retried_after(self, result: Result) -> bool:
         """Whether a task that ended this way may be tried again by itself."""
@@ -266,6 +268,7 @@ class Task:
             "cwd": self.spec.cwd,
             "group": self.spec.group,
             "after": list(self.spec.after),
+            "http": self.spec.http,
             "created": self.created,
             "started": self.started,
             "updated": self.updated,
@@ -543,7 +546,9 @@ def _end(task: Task, event: Exited, state: State, result: Result) -> Task:
         finished = task.total if task.total is not None else task.finished
         failure = None
     elif failure is not None and error is None and result is Result.EXIT_CODE:
-        error = f"{failure['type']}: {failure['message']}"
+        error = failure["message"]
+        if task.spec.kind != HTTP:  # its messages are whole sentences
+            error = f"{failure['type']}: {error}"
         error = error.partition("\n")[0][:ERROR_MAX]
     return replace(
         task,

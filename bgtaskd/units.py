@@ -17,3 +17,8 @@ def slice_name(queue: str) -> str:
 ANONYMOUS = "anonymous"
 """What callers say; tasks then run as this user:"""
 ANONYMOUS_USER = "bgtask-anonymous"
+HTTP = "http"
+"""The kind of a task that requests a route of an app; such tasks, and no others, run as this user:"""
+HTTP_USER = "bgtaskd-http"
+HTTP_ARGV = ("/usr/bin/python3", "-I", "-m", "bgtaskd.httptask")
+"""Its program, which sees the app's key: root's own, and nothing that a caller says."""

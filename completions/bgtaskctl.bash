@@ -11,7 +11,7 @@ _bgtaskctl_queues() {
 
 _bgtaskctl() {
     local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]} verb= word
-    local verbs='run list status show output logs wait stop kill pause resume edit retry rm send stats clean signal signals
+    local verbs='run http list status show output logs wait stop kill pause resume edit retry rm send stats clean signal signals
         config update record schedule queues monitor check-config'
     COMPREPLY=()
     local i skip=

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 import bgtaskd
 from bgtaskd import errors
-from bgtaskd.cli import changing, scheduling, verbs
+from bgtaskd.cli import changing, requesting, scheduling, verbs
 from bgtaskd.cli.render import escaped
 from bgtaskd.properties import parse_timespan
 
@@ -226,6 +226,7 @@ def parser() -> argparse.ArgumentParser:
         return one
 
     _add_run(verb("run", verbs.run, "Run a command as a background task; prints its id"))
+    _add_http(verb("http", requesting.http, "Request a route of a web app as a background task"))
     one = verb(
         "list", verbs.list_, "List tasks: those that have not ended, and the last ten that have"
     )
@@ -407,6 +408,64 @@ def _add_schedule(one: argparse.ArgumentParser) -> None:
 
 def _add_run(one: argparse.ArgumentParser) -> None:
     one.add_argument("command", metavar="COMMAND", nargs=argparse.REMAINDER, help="after --")
+    _add_start(one)
+    one.add_argument("--user", help="run as this user (where the policy allows)")
+    one.add_argument("-d", "--cwd", metavar="DIR", help="where it runs (default: here)")
+    one.add_argument(
+        "-E", "--setenv", "--env", action="append", type=_env, default=[], metavar="NAME[=VALUE]"
+    )
+    one.add_argument(
+        "--secret",
+        action="append",
+        type=_secret,
+        default=[],
+        metavar="NAME[:FILE]",
+        help="for $CREDENTIALS_DIRECTORY; without FILE it is asked for, - is standard input",
+    )
+    one.add_argument("--stdin", action="store_true", help="let `bgtaskctl send` send it text")
+    one.add_argument(
+        "--target",
+        metavar="MODULE:NAME",
+        help="run a task written in Python: a BackgroundTask or @background function",
+    )
+
+
+def _add_http(one: argparse.ArgumentParser) -> None:
+    one.add_argument("method", metavar="METHOD", type=_words, help="GET, POST, …")
+    one.add_argument("path", metavar="PATH", type=_words, help="below the app's base URL")
+    one.add_argument("--app", metavar="NAME", type=_words, help="which of /etc/bgtaskd/apps.d")
+    one.add_argument(
+        "--data",
+        action="append",
+        type=_pair,
+        default=[],
+        metavar="NAME=VALUE",
+        help="a field of a form",
+    )
+    one.add_argument("--json", type=_json, metavar="TEXT", help="the body")
+    one.add_argument(
+        "--body", metavar="FILE", help="the body is what is in this file; - is standard input"
+    )
+    one.add_argument(
+        "--header",
+        action="append",
+        type=_words,
+        default=[],
+        metavar="'NAME: VALUE'",
+        help="or @FILE, with one on each line: others can see what is on a command line",
+    )
+    one.add_argument(
+        "--cookie", action="append", type=_pair, default=[], metavar="NAME=VALUE", help="a cookie"
+    )
+    one.add_argument(
+        "--anonymous", action="store_true", help="without cookies and the header Authorization"
+    )
+    one.add_argument("--no-merge", action="store_true", help="also if the same one has not ended")
+    _add_start(one)
+
+
+def _add_start(one: argparse.ArgumentParser) -> None:
+    """What can be said of any task at its start."""
     one.add_argument("-w", "--wait", action="store_true", help="wait, and exit with its status")
     one.add_argument(
         "-f",
@@ -425,19 +484,6 @@ def _add_run(one: argparse.ArgumentParser) -> None:
     one.add_argument(
         "--retry-on", action="append", metavar="RESULT", help="try again only after this result"
     )
-    one.add_argument("--user", help="run as this user (where the policy allows)")
-    one.add_argument("-d", "--cwd", metavar="DIR", help="where it runs (default: here)")
-    one.add_argument(
-        "-E", "--setenv", "--env", action="append", type=_env, default=[], metavar="NAME[=VALUE]"
-    )
-    one.add_argument(
-        "--secret",
-        action="append",
-        type=_secret,
-        default=[],
-        metavar="NAME[:FILE]",
-        help="for $CREDENTIALS_DIRECTORY; without FILE it is asked for, - is standard input",
-    )
     one.add_argument(
         "--merge-key",
         metavar="KEY",
@@ -453,12 +499,6 @@ def _add_run(one: argparse.ArgumentParser) -> None:
         help="how much it takes of a resource that the configuration counts",
     )
     one.add_argument("--on-end", metavar="COMMAND", help="a command to run when it has ended")
-    one.add_argument("--stdin", action="store_true", help="let `bgtaskctl send` send it text")
-    one.add_argument(
-        "--target",
-        metavar="MODULE:NAME",
-        help="run a task written in Python: a BackgroundTask or @background function",
-    )
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from bgtaskd.cli import patient
 from bgtaskd.cli import show as text
 from bgtaskd.cli.render import escaped
 from bgtaskd.client.blocking import Client
-from bgtaskd.client.task import Message, TaskInfo
+from bgtaskd.client.task import Message, StartedId, TaskInfo
 from bgtaskd.errors import BgtaskdError
 
 LAST_ENDED = 10
@@ -122,55 +122,67 @@ def run(arguments: Namespace) -> int:
             user=arguments.user,
             cwd=os.path.abspath(cwd) if cwd else None,
             env={name: value for name, value in arguments.setenv if value is not None} or None,
-            queue=arguments.queue,
-            priority=arguments.priority,
-            delay=arguments.delay,
-            timeout=arguments.timeout,
-            stall_timeout=arguments.stall_timeout,
-            stop_timeout=arguments.stop_timeout,
-            retries=arguments.retries,
-            retry_delay=arguments.retry_delay,
-            retry_on=arguments.retry_on,
-            properties=dict(arguments.property) or None,
-            merge_key=arguments.merge_key,
-            settings=arguments.settings,
             secrets={name: _secret(name, path) for name, path in arguments.secret} or None,
-            after=arguments.after,
-            after_result=arguments.after_result,
-            group=arguments.group,
-            weight=arguments.weight,
-            needs=dict(arguments.needs) or None,
-            on_end=shlex.split(arguments.on_end) if arguments.on_end else None,
             stdin=arguments.stdin or None,
+            **start_options(arguments),
             **python,
         )
-        if not arguments.follow and not arguments.wait:
-            if arguments.output == "json":
-                print_json({"id": task_id, "merged": task_id.merged})
-                return 0
-            print(task_id)
-            if task_id.merged and not arguments.quiet:
-                print(f"Merged with task {task_id}, which has not ended.", file=sys.stderr)
-            return 0
-        try:
-            if arguments.follow:
-                from bgtaskd.cli.follow import follow
+        return started(one, task_id, arguments)
 
-                task = follow(one, task_id, arguments.quiet)
-            else:
-                if sys.stderr.isatty() and not arguments.quiet:
-                    print(f"Waiting for task {task_id}.", file=sys.stderr)
-                task = patient.wait(one, task_id)
-        except KeyboardInterrupt:
-            print(
-                f"Task {task_id} goes on (bgtaskctl output -f {task_id}; "
-                f"to end it: bgtaskctl stop {task_id})",
-                file=sys.stderr,
-            )
-            raise
+
+def start_options(arguments: Namespace) -> dict[str, Any]:
+    """What can be said of any task at its start."""
+    return {
+        "queue": arguments.queue,
+        "priority": arguments.priority,
+        "delay": arguments.delay,
+        "timeout": arguments.timeout,
+        "stall_timeout": arguments.stall_timeout,
+        "stop_timeout": arguments.stop_timeout,
+        "retries": arguments.retries,
+        "retry_delay": arguments.retry_delay,
+        "retry_on": arguments.retry_on,
+        "properties": dict(arguments.property) or None,
+        "merge_key": arguments.merge_key,
+        "settings": arguments.settings,
+        "after": arguments.after,
+        "after_result": arguments.after_result,
+        "group": arguments.group,
+        "weight": arguments.weight,
+        "needs": dict(arguments.needs) or None,
+        "on_end": shlex.split(arguments.on_end) if arguments.on_end else None,
+    }
+
+
+def started(one: Client, task_id: StartedId, arguments: Namespace) -> int:
+    """Print its id; or follow it, or wait for it, and have its exit status."""
+    if not arguments.follow and not arguments.wait:
         if arguments.output == "json":
-            print_json(as_json(task))
-        return exit_status(task)
+            print_json({"id": task_id, "merged": task_id.merged})
+            return 0
+        print(task_id)
+        if task_id.merged and not arguments.quiet:
+            print(f"Merged with task {task_id}, which has not ended.", file=sys.stderr)
+        return 0
+    try:
+        if arguments.follow:
+            from bgtaskd.cli.follow import follow
+
+            task = follow(one, task_id, arguments.quiet)
+        else:
+            if sys.stderr.isatty() and not arguments.quiet:
+                print(f"Waiting for task {task_id}.", file=sys.stderr)
+            task = patient.wait(one, task_id)
+    except KeyboardInterrupt:
+        print(
+            f"Task {task_id} goes on (bgtaskctl output -f {task_id}; "
+            f"to end it: bgtaskctl stop {task_id})",
+            file=sys.stderr,
+        )
+        raise
+    if arguments.output == "json":
+        print_json(as_json(task))
+    return exit_status(task)
 
 
 def name_of(program: str) -> str | None:
@@ -536,10 +548,13 @@ def queues(arguments: Namespace) -> None:
 
 def check_config(arguments: Namespace) -> int:
     """bgtaskctl check-config."""
+    from bgtaskd.apps import load_apps
     from bgtaskd.config import ConfigErrors, load_config
     from bgtaskd.schedules import load_schedules
 
-    _, errors = load_schedules(os.path.join(os.path.dirname(arguments.conf_d), "schedules.d"))
+    beside = os.path.dirname(arguments.conf_d)
+    _, errors = load_schedules(os.path.join(beside, "schedules.d"))
+    errors += load_apps(os.path.join(beside, "apps.d"))[1]
     try:
         found = load_config(arguments.config, arguments.conf_d)
     except ConfigErrors as wrong:

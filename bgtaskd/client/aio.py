@@ -23,6 +23,7 @@ from bgtaskd.client.task import (
     TaskEvent,
     TaskInfo,
     changes_of,
+    request_of,
     schedule_of,
     spec_of,
     usec,
@@ -105,6 +106,27 @@ class AsyncClient:
     async def start(self, argv: Sequence[str], **options: Any) -> StartedId:
         """Have a command run; its task's id, once it is on the disk. Options: those of Client.start."""
         return StartedId.from_wire(await self.call("Start", spec=spec_of(argv, options)))
+
+    async def http(
+        self,
+        method: str,
+        path: str,
+        *,
+        app: str | None = None,
+        query: Mapping[str, Any] | None = None,
+        data: Mapping[str, Any] | None = None,
+        json: Any = None,
+        body: bytes | str | None = None,
+        headers: Mapping[str, str] | None = None,
+        cookies: Mapping[str, str] | None = None,
+        as_user: bool = True,
+        merge: bool = True,
+        **options: Any,
+    ) -> StartedId:
+        """Have a route of a web app requested; its task's id: see Client.http."""
+        given = locals()
+        request = request_of(**{key: given[key] for key in given if key not in ("self", "options")})
+        return await self.start([], kind="http", http=request, **options)
 
     async def run(self, argv: Sequence[str], **options: Any) -> TaskInfo:
         """start() and wait(). Raises TaskFailed unless it succeeded."""

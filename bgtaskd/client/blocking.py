@@ -26,6 +26,7 @@ from bgtaskd.client.task import (
     TaskEvent,
     TaskInfo,
     changes_of,
+    request_of,
     schedule_of,
     spec_of,
     usec,
@@ -216,6 +217,7 @@ class Client:
         on_end: Sequence[str] | Mapping[str, Any] | None = None,
         stdin: bool | None = None,
         preload: Sequence[str] | None = None,
+        http: Mapping[str, Any] | None = None,
     ) -> StartedId:
         """Have a command run; its task's id, once the task is on the disk. Durations in seconds.
 
@@ -225,12 +227,42 @@ class Client:
         ``on_end``: a command to run when it has ended, or ``{"argv": […], "on": "failure"}``.
         ``stdin``: whether send() may send it text.
         ``secrets``: by name; the command finds each in a file of that name in $CREDENTIALS_DIRECTORY.
-        ``kind``, ``target``, ``import_path``, ``preload``: for tasks in Python, see bgtaskd.BackgroundTask.
+        ``kind``, ``target``, ``import_path``, ``preload``: for tasks in Python, see bgtaskd.BackgroundTask;
+        ``http`` is what http() says.
 
         Raises InvalidSpec, PermissionDenied, QueueFull, NoSuchQueue, StorageFailed.
         """
         options = {key: value for key, value in locals().items() if key not in ("self", "argv")}
         return StartedId.from_wire(self.call("Start", spec=spec_of(argv, options)))
+
+    def http(
+        self,
+        method: str,
+        path: str,
+        *,
+        app: str | None = None,
+        query: Mapping[str, Any] | None = None,
+        data: Mapping[str, Any] | None = None,
+        json: Any = None,
+        body: bytes | str | None = None,
+        headers: Mapping[str, str] | None = None,
+        cookies: Mapping[str, str] | None = None,
+        as_user: bool = True,
+        merge: bool = True,
+        **options: Any,
+    ) -> StartedId:
+        """Have a route of a web app requested; its task's id. The response's body is the task's output.
+
+        ``app``: one of apps.d, by default the only one that you may request. ``query`` and ``data`` (a form):
+        values may be lists; or ``json``, or the ``body`` itself. ``headers`` and ``cookies`` are secrets of the
+        task; without ``as_user`` cookies and Authorization are left out. The same request, of the same session,
+        is merged with one that has not ended, unless ``merge`` is False. ``options``: those of start().
+
+        Raises InvalidSpec, PermissionDenied, and what start() does.
+        """
+        given = locals()
+        request = request_of(**{key: given[key] for key in given if key not in ("self", "options")})
+        return self.start([], kind="http", http=request, **options)
 
     def run(self, argv: Sequence[str], **options: Any) -> TaskInfo:
         """start() and wait(). Raises TaskFailed unless it succeeded."""

@@ -80,6 +80,8 @@ class TaskInfo:
     memory_peak: int | None
     io_read_bytes: int | None
     io_write_bytes: int | None
+    http: Mapping[str, Any] | None = None
+    """Kind http: app, method, path, query, body, encoding, body_type, as far as they were given."""
 
     @classmethod
     def from_wire(cls, data: Mapping[str, Any]) -> TaskInfo:
@@ -227,3 +229,66 @@ def schedule_of(
         "overlap": overlap,
         "spec": spec_of(argv, options),
     }
+
+
+def request_of(
+    method: str,
+    path: str,
+    app: str | None,
+    query: Mapping[str, Any] | None,
+    data: Mapping[str, Any] | None,
+    json: Any,
+    body: bytes | str | None,
+    headers: Mapping[str, str] | None,
+    cookies: Mapping[str, str] | None,
+    as_user: bool,
+    merge: bool,
+) -> dict[str, Any]:
+    """An HttpRequest for the wire. Raises TypeError for more than one of data, json and body."""
+    from urllib.parse import quote, urlencode
+
+    if (data is not None) + (json is not None) + (body is not None) > 1:
+        raise TypeError("a request has one body: data, json or body")
+    plain = "/%:@!$&'()*+,;=~"
+    path, _, given_query = path.partition("?")
+    queries = [quote(given_query, safe=plain + "?"), urlencode(query or {}, doseq=True)]
+    request: dict[str, Any] = {
+        "method": method.upper(),
+        "path": quote(path, safe=plain),
+        "query": "&".join(filter(None, queries)) or None,
+        "app": app,
+        "headers": {name: str(one) for name, one in (headers or {}).items()} or None,
+        "cookies": {name: str(one) for name, one in (cookies or {}).items()} or None,
+        "as_user": None if as_user else False,
+        "merge": None if merge else False,
+        **_body_of(data, json, body),
+    }
+    for name in request["headers"] or ():
+        if name.lower() == "content-type":
+            request["body_type"] = request["headers"].pop(name)
+            break
+    return {key: value for key, value in request.items() if value is not None}
+
+
+def _body_of(
+    data: Mapping[str, Any] | None, json: Any, body: bytes | str | None
+) -> dict[str, str | None]:
+    if data is not None:
+        from urllib.parse import urlencode
+
+        form = urlencode(data, doseq=True)
+        return {"body": form, "body_type": "application/x-www-form-urlencoded"}
+    if json is not None:
+        from json import dumps
+
+        return {"body": dumps(json), "body_type": "application/json"}
+    if body is None:
+        return {}
+    if isinstance(body, str):
+        return {"body": body}
+    try:
+        return {"body": body.decode()}
+    except UnicodeDecodeError:
+        from base64 import b64encode
+
+        return {"body": b64encode(body).decode(), "encoding": "base64"}

@@ -57,6 +57,7 @@ from bgtaskd.storage.interface import (
     StorageError,
 )
 from bgtaskd.storage.interface import Operation as StorageOperation
+from bgtaskd.units import HTTP
 
 LIST_MAX: Final = 1000
 KINDS_MAX: Final = 100
@@ -75,8 +76,8 @@ class Access(Enum):
     """Who passes. What belongs to a task is asked of the policy with the task in hand."""
 
     ANYONE = "whoever may connect"
-    SEE = "the task's owner, the user it runs as, administrators"
-    STEER = "the task's owner, administrators"
+    SEE = "the task's owner, the user it runs as, the app it requests, administrators"
+    STEER = "the task's owner, the app it requests, administrators"
     ADMIN = "administrators"
 
 
@@ -122,7 +123,7 @@ class Api:
                 raise PermissionDenied(
                     reason=f"{name} is for the group bgtask; here tasks read and report of themselves only"
                 )
-            if not self.engine.users[call.peer.uid]:
+            if not self.engine.users[call.peer.uid] and not self.policy.is_an_app(call.peer):
                 raise PermissionDenied(reason="here only tasks are served, and none runs as you")
             return handlers[name](call)
 
@@ -191,7 +192,12 @@ async def start(api: Api, call: Call) -> Reply:
     """Accept a task."""
     engine, config = api.engine, api.engine.config
     given: Mapping[str, Any] = call.parameters["spec"]
-    user = api.policy.run_as(call.peer, given.get("user"))
+    secrets: Mapping[str, str] = given.get("secrets") or {}
+    if given.get("kind") == HTTP:
+        given, secrets = engine.requests.prepare(api.policy, call.peer, given)
+        user = api.policy.http_user()
+    else:
+        user = api.policy.run_as(call.peer, given.get("user"))
     spec = read_spec(given, config, user.pw_name)
     if spec.merge_key is not None:
         pending = engine.merging.get((call.peer.uid, spec.merge_key))
@@ -203,7 +209,7 @@ async def start(api: Api, call: Call) -> Reply:
     changes.make_room(api, call.peer.uid, spec)
     changes.check_after(api, call.peer, spec)
     task = new_task(engine, call.peer.uid, user, spec)
-    await accept(api, task, given.get("secrets") or {})
+    await accept(api, task, secrets)
     return {"id": task.id, "merged": False}
 
 
@@ -289,6 +295,8 @@ def _page(tasks: list[dict[str, Any]]) -> list[dict[str, Any]]:
     weight = 0
     for number, task in enumerate(tasks):
         task["argv"] = []
+        if task["http"]:
+            task["http"] = {**task["http"], "body": None}
         if task["failure"]:
             task["failure"] = {**task["failure"], "traceback": ""}
         large = [task[name] for name in ("settings", "value") if task[name] is not None]

@@ -81,6 +81,7 @@ TASK_FIELDS: Final[Mapping[str, str]] = {
     "cwd": "s",
     "group": "s",
     "after": "at",
+    "http": "json",
     "created": "t",
     "started": "t",
     "updated": "t",

@@ -89,7 +89,9 @@ def _owned(api: Api, call: Call) -> Task:
 
 def _ask_policy_again(api: Api, peer: Peer, task: Task) -> None:
     """The rule that allowed it may have gone since. Raises PermissionDenied."""
-    if not api.policy.is_admin(peer):
+    if task.spec.http is not None:
+        api.engine.requests.choose(api.policy, peer, task.spec.http["app"])
+    elif not api.policy.is_admin(peer):
         api.policy.run_as(peer, task.user)
 
 

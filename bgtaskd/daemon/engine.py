@@ -33,6 +33,7 @@ from bgtaskd.daemon.launcher_link import (
     LauncherGone,
     LauncherLink,
 )
+from bgtaskd.daemon.requests import Requests
 from bgtaskd.daemon.scheduler import Limits, Scheduler, Wants
 from bgtaskd.daemon.secrets import Secrets
 from bgtaskd.daemon.templates import Templates
@@ -101,12 +102,14 @@ class Engine:
         launcher: LauncherLink,
         secrets: Secrets,
         boot_id: str,
+        requests: Requests | None = None,
     ) -> None:
         self.config = config
         self.storage = storage
         self.writer = Writer(storage)
         self.launcher = launcher
         self.secrets = secrets
+        self.requests = requests or Requests()
         self.boot_id = boot_id
         self.scheduler = Scheduler()
         self.live: dict[int, Task] = {}
@@ -451,7 +454,12 @@ class Engine:
             why = "its secrets did not survive the reboot; start it anew"
             await self.change(task.id, CouldNotStart(now_usec(), why))
             return
-        request = self._launch_request(task, secrets)
+        try:
+            request = self._launch_request(task, secrets)
+        except KeyError as app:
+            why = f"app {app} is not in apps.d any more, or its file has a mistake: bgtaskctl check-config"
+            await self.change(task.id, CouldNotStart(now_usec(), why))
+            return
         try:
             while self._is_starting(task):
                 if not self.launcher.connected.is_set():
@@ -485,7 +493,7 @@ class Engine:
             "uid": task.uid,
             "user": task.user,
             "owner_uid": task.owner_uid,
-            "argv": list(spec.argv),
+            "argv": list(spec.argv if spec.http is None else self.requests.argv),
             "env": dict(spec.env),
             "stdin": spec.stdin,
             "template": self.templates.for_task(
@@ -494,7 +502,7 @@ class Engine:
                 self.config.templates_per_user,
                 now_usec(),
             ),
-            "handover": handover_of(task, secrets),
+            "handover": handover_of(task, secrets, self.requests),
             "secrets": {} if spec.kind != "command" else dict(secrets),
             "cwd": spec.cwd,
             "properties": dict(spec.properties),

@@ -6,11 +6,15 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
+from bgtaskd.daemon.requests import Requests
 from bgtaskd.model import TEMPLATE, Task
 
 
-def handover_of(task: Task, secrets: Mapping[str, str]) -> str | None:
-    """The text for a task of kind python: a JSON object with target, import_path, settings and secrets."""
+def handover_of(task: Task, secrets: Mapping[str, str], requests: Requests) -> str | None:
+    """The text for a task of kind python: a JSON object with target, import_path, settings and secrets.
+
+    For one of kind http, what Requests.handover() says. Raises KeyError where its app is gone.
+    """
     spec = task.spec
     if spec.kind == TEMPLATE:
         return json.dumps(
@@ -20,6 +24,8 @@ def handover_of(task: Task, secrets: Mapping[str, str]) -> str | None:
                 **(spec.settings or {}),
             }
         )
+    if spec.http is not None:
+        return json.dumps(requests.handover(task, secrets), ensure_ascii=False)
     if spec.target is None:
         return None
     handed = {

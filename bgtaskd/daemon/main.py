@@ -21,12 +21,14 @@ from typing import TYPE_CHECKING, Any
 import sdnotify
 
 import bgtaskd
+from bgtaskd.apps import App, load_apps
 from bgtaskd.config import CONF_D, PATH, Config, ConfigErrors, load_config
 from bgtaskd.daemon import retention
 from bgtaskd.daemon.api import Api
 from bgtaskd.daemon.engine import Engine
 from bgtaskd.daemon.launcher_link import LauncherError, LauncherLink
 from bgtaskd.daemon.policy import Policy
+from bgtaskd.daemon.requests import Requests
 from bgtaskd.daemon.secrets import Secrets
 from bgtaskd.daemon.supervisors import Supervisors
 from bgtaskd.launcher.proc import boot_id
@@ -60,6 +62,18 @@ class Places:
     def schedules(self) -> str:
         """Beside conf.d."""
         return str(Path(self.conf_d).parent / "schedules.d")
+
+    @property
+    def apps(self) -> str:
+        """Beside conf.d."""
+        return str(Path(self.conf_d).parent / "apps.d")
+
+    def requests(self) -> Requests:
+        """How tasks of kind http are run; no app yet."""
+        if self.mode == "scope":
+            return Requests()
+        program = Path(bgtaskd.__file__).parent / "httptask" / "__main__.py"
+        return Requests(argv=(sys.executable, "-I", str(program)), socket=str(self.control))
 
 
 def main() -> None:
@@ -164,13 +178,12 @@ class Daemon:
         storage, aside = self._open_storage()
         link = LauncherLink(str(places.run / "launcher.sock"), self._launcher_connected)
         secrets = Secrets(str(places.run / "secrets"))
-        self._engine = Engine(self._config, storage, link, secrets, boot_id())
-        own_uid = None if places.mode == "scope" else os.getuid()
+        self._engine = Engine(self._config, storage, link, secrets, boot_id(), places.requests())
         self._supervisors = Supervisors(self._engine, str(places.state / "exits"), os.getuid())
         self._api = Api(
             self._engine,
             self._supervisors,
-            Policy(self._config.policy, own_uid=own_uid),
+            self._policy(),
             places.mode,
         )
         self._api.tasks_dir = str(places.state / "tasks")
@@ -200,6 +213,18 @@ class Daemon:
         self._notifier.notify(f"READY=1\nSTATUS=Serving {len(self._config.queues)} queues")
         await self._stopping.wait()
         await self._stop(storage)
+
+    def _policy(self) -> Policy:
+        """By the configuration, and the apps, which are read anew. A file with a mistake counts as before."""
+        apps, errors = load_apps(self._places.apps)
+        for error in errors:
+            log.error("%s", error)
+        wrong = {Path(error.path).stem for error in errors}
+        kept = {name: app for name, app in self._engine.requests.apps.items() if name in wrong}
+        known: dict[str, App] = {**kept, **apps}
+        self._engine.requests.apps = known
+        own_uid = None if self._places.mode == "scope" else os.getuid()
+        return Policy(self._config.policy, own_uid=own_uid, apps=known)
 
     def _background(self, work: Any) -> None:
         self._tasks.append(asyncio.get_running_loop().create_task(work))
@@ -277,8 +302,7 @@ class Daemon:
             return
         self._config = config
         self._engine.configure(config)
-        own_uid = None if self._places.mode == "scope" else os.getuid()
-        self._api.policy = Policy(config.policy, own_uid=own_uid)
+        self._api.policy = self._policy()
         limits = Limits(config.connections_per_user, config.requests_per_user)
         self._server.limits = self._tasks_server.limits = limits
         self._launcher_connected()

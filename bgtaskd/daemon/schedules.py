@@ -217,7 +217,7 @@ async def add_schedule(api: Api, call: Call) -> Reply:
     if not 0 <= delay < 1 << 53:
         raise InvalidSpec(field="randomized_delay_usec", reason="must not be negative")
     spec = {key: value for key, value in given["spec"].items() if value is not None}
-    for field in ("secrets", "after", "user", "merge_key"):
+    for field in ("secrets", "after", "user", "merge_key", "http"):
         if field in spec:
             raise InvalidSpec(field=f"spec.{field}", reason="has no meaning in a schedule")
     user = pwd.getpwuid(call.peer.uid)

@@ -9,17 +9,18 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from bgtaskd.config import Config
+from bgtaskd.daemon.requestspec import check_request
 from bgtaskd.daemon.secrets import check_secrets
 from bgtaskd.errors import InvalidSpec, NoSuchQueue
 from bgtaskd.model import NAME_MAX, NEVER_RETRIED, RECORD, Result, TaskSpec, canonical_json
 from bgtaskd.properties import PropertyError, check_properties
-from bgtaskd.units import ANONYMOUS_USER
+from bgtaskd.units import ANONYMOUS_USER, HTTP
 
 AFTER_MAX: Final = 1000
 BYTES_MAX: Final = 256 * 1024
 USEC_MAX: Final = 366 * 86_400_000_000 * 100
 RETRIES_MAX: Final = 1_000_000
-KINDS: Final = ("command", "python", RECORD)
+KINDS: Final = ("command", "python", RECORD, HTTP)
 RECORD_FIELDS: Final = frozenset("kind name argv queue merge_key settings".split())
 TARGET: Final = re.compile(r"(?:/[^\0\n]*|[^\W\d]\w*(?:\.[^\W\d]\w*)*):[^\W\d]\w*(?:\.[^\W\d]\w*)*")
 TARGET_MAX: Final = 4096
@@ -36,10 +37,11 @@ def read_spec(data: Mapping[str, Any], config: Config, user: str) -> TaskSpec:
         raise InvalidSpec(field="kind", reason=f"must be one of {', '.join(KINDS)}")
     for field in ("name", "merge_key", "queue", "user", "group"):
         plain_text(field, given.get(field))
-    argv = tuple(given["argv"])
+    argv = tuple(given.get("argv", ()))
+    request = _request(kind, given)
     if kind == RECORD:
         _check_record(given)
-    elif not argv or not argv[0]:
+    elif request is None and (not argv or not argv[0]):
         raise InvalidSpec(field="argv", reason="must name a program")
     env = given.get("env", {})
     cwd = given.get("cwd")
@@ -58,6 +60,8 @@ def read_spec(data: Mapping[str, Any], config: Config, user: str) -> TaskSpec:
     own_name = (
         os.path.basename(argv[0] if argv else "") if target is None else target.rpartition(":")[2]
     )
+    if request is not None:
+        own_name = f"{request['method']} {request['path']}"
     name = given.get("name") or _shown(own_name)[:NAME_MAX]
     if not 1 <= len(name) <= NAME_MAX or "\0" in name:
         raise InvalidSpec(field="name", reason=f"must have 1 to {NAME_MAX} characters, no NUL")
@@ -98,6 +102,7 @@ def read_spec(data: Mapping[str, Any], config: Config, user: str) -> TaskSpec:
         needs=_needs(given, config.resources),
         on_end=_on_end(given),
         stdin=given.get("stdin", False),
+        http=request,
     )
 
 
@@ -210,6 +215,19 @@ def _check_record(given: Mapping[str, Any]) -> None:
         raise InvalidSpec(field=field, reason="has no meaning for a record: it runs nothing")
     if not given.get("name"):
         raise InvalidSpec(field="name", reason="must say what the record is of")
+
+
+def _request(kind: str, given: Mapping[str, Any]) -> dict[str, Any] | None:
+    if kind != HTTP:
+        if "http" in given:
+            raise InvalidSpec(field="http", reason=f"is for tasks of kind {HTTP}")
+        return None
+    for field in ("argv", "cwd", "env", "stdin"):
+        if given.get(field):
+            raise InvalidSpec(field=field, reason="has no meaning for a request: bgtaskd makes it")
+    request = check_request(given.get("http"))
+    plain_json("http", request)
+    return request
 
 
 def _target(kind: str, given: Mapping[str, Any]) -> tuple[str | None, tuple[str, ...]]:

@@ -143,7 +143,7 @@ class Operations:
         user = self._users.get(launch.uid)
         if user is None:
             raise Refused("Resources", f"no user has the uid {launch.uid}")
-        self._policy.check(user)
+        self._policy.check(user, launch)
         request = build(launch, user, self._places, self._boot_id)
         try:
             self._starts.begin(launch, request, answer)

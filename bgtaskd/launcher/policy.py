@@ -8,8 +8,9 @@ import os
 import sys
 
 from bgtaskd.config import CONF_D, PATH, Config, ConfigErrors, load_config
+from bgtaskd.launcher.messages import Launch
 from bgtaskd.launcher.users import User
-from bgtaskd.units import ANONYMOUS_USER
+from bgtaskd.units import ANONYMOUS_USER, HTTP, HTTP_ARGV, HTTP_USER
 
 FIRST_ORDINARY_UID = 1000
 
@@ -26,11 +27,14 @@ class UidPolicy:
         self._stamp: tuple[float, ...] = ()
         self._config: Config | None = None
 
-    def check(self, user: User) -> None:
+    def check(self, user: User, launch: Launch) -> None:
         """Raises NotAllowed, with what to do about it."""
         if not self._system:
             if user.uid != os.getuid():
                 raise NotAllowed(f"this launcher runs tasks only as uid {os.getuid()}")
+            return
+        if user.name == HTTP_USER or launch.kind == HTTP:
+            _check_request(user, launch)
             return
         config = self._load()
         named = {name for rule in config.policy.run_as for name in rule.run_as}
@@ -56,6 +60,21 @@ class UidPolicy:
                 sys.stderr.write(f"<3>Kept the old policy: {errors.errors[0]}\n")
             self._stamp = stamp
         return self._config
+
+
+def _check_request(user: User, launch: Launch) -> None:
+    """Tasks that hold an app's key run as a user of their own, and nothing else runs as that user.
+
+    So nobody can look into them; and nothing of theirs but the handover comes from a caller.
+    """
+    if launch.kind != HTTP or user.name != HTTP_USER:
+        raise NotAllowed(f"{HTTP_USER} is for tasks of kind {HTTP}, and they are for it")
+    if launch.argv != HTTP_ARGV:
+        raise NotAllowed(f"a task of kind {HTTP} runs {' '.join(HTTP_ARGV)}")
+    if launch.env or launch.cwd is not None or launch.secrets or launch.stdin:
+        raise NotAllowed(f"a task of kind {HTTP} has no env, cwd, stdin or credentials")
+    if launch.template is not None:
+        raise NotAllowed(f"a task of kind {HTTP} is forked from no template")
 
 
 def _mtime(path: str) -> float:

@@ -27,7 +27,8 @@ IMAGE_SIZE = "4G"
 # What the package needs, what a real server has, and what the tests drive it with.
 PACKAGES = (
     "systemd systemd-sysv libpam-systemd dbus dbus-user-session polkitd "
-    "python3 python3-pystemd python3-dbus-next python3-sdnotify python3-yaml "
+    "python3 python3-pystemd python3-dbus-next python3-sdnotify python3-yaml python3-httpx "
+    "python3-django python3-flask python3-starlette "
     "adduser bash-completion doc-debian less man-db passwd procps sudo util-linux zsh "
     "python3-pytest python3-hypothesis"
 ).split()

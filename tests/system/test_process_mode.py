@@ -5,21 +5,27 @@ from __future__ import annotations
 
 import asyncio
 import os
+import pwd
 import select
+import socket
+import socketserver
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 import pytest
 import varlink
 
 import bgtaskd
 from bgtaskd import errors
+from bgtaskd.web import Background
 
 ROOT = Path(__file__).parents[2]
+APP_KEY = "k" * 32
 
 
 class Double(bgtaskd.BackgroundTask):
@@ -43,6 +49,13 @@ def socket_path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A daemon in process mode."""
     state = tmp_path_factory.mktemp("state")
     path = state / "control.sock"
+    (state / "apps.d").mkdir()
+    app = state / "apps.d/app.yaml"
+    app.touch(0o600)
+    user = pwd.getpwuid(os.getuid()).pw_name
+    app.write_text(
+        f"base_url: http://app\nunix_socket: {state}/app.sock\nuser: {user}\nkey: {APP_KEY}\n"
+    )
     argv = [sys.executable, "-m", "bgtaskd.daemon.main", "--launcher=process"]
     argv += [f"--state={state}", f"--socket={path}"]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -102,6 +115,37 @@ def test_a_task_is_forked_from_a_template(client: bgtaskd.Client) -> None:
     assert (template.name, template.state) == (f"preload {__name__}", "running")
     assert template.id not in [one.id for one in client.list()]
     client.stop(template.id)
+
+
+class UnixServer(WSGIServer):
+    address_family = socket.AF_UNIX
+
+    def server_bind(self) -> None:
+        socketserver.TCPServer.server_bind(self)
+        self.setup_environ()
+
+    def get_request(self) -> tuple[socket.socket, tuple[str, int]]:
+        return super().get_request()[0], ("somebody", 0)
+
+    server_name, server_port = "app", 0
+
+
+def test_a_route_of_an_app_of_the_same_user(client: bgtaskd.Client) -> None:
+    def app(environ: dict[str, Any], start: Callable[..., Any]) -> list[bytes]:
+        bgtaskd.current().update(40, "on the way")
+        start("200 OK", [])
+        return [environ["wsgi.input"].read(3)]
+
+    served = Background(app, APP_KEY, client=client)
+    with UnixServer(str(Path(client.path).with_name("app.sock")), WSGIRequestHandler) as server:  # type: ignore[arg-type]
+        server.set_app(served)
+        server.timeout = 20
+        task_id = client.http("POST", "/x", body="abc", retries=0)
+        server.handle_request()
+        task = client.wait(task_id)
+    assert (task.state, task.message, task.error) == ("finished", "on the way", None)
+    assert task.value == {"status": 200, "reason": "OK", "content_type": None}
+    assert client.output(task_id) == b"abc"
 
 
 def test_a_status_steers_its_task(client: bgtaskd.Client) -> None:

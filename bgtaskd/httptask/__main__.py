@@ -1,0 +1,14 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Run with -m, or (where bgtaskd is not installed) by its path; always by the daemon."""
+
+import os
+import sys
+
+if __name__ == "__main__":
+    if not __package__:
+        sys.path.append(
+            os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+        )
+    from bgtaskd.httptask.program import main
+
+    sys.exit(main())
