@@ -97,6 +97,9 @@ RECORD: Final = "record"
 TEMPLATE: Final = "template"
 """The kind of what tasks are forked from: bgtaskd's own doing, so it takes no slot and is in no list."""
 
+RESIDENT: Final = frozenset({TEMPLATE})
+"""The kinds that are bgtaskd's own doing. Nobody has started them, so nobody is told of them unasked."""
+
 
 class IllegalTransition(Exception):
     """The event cannot happen in the task's present state; nothing was changed."""
@@ -235,6 +238,10 @@ class Task:
     def public_state(self) -> State:
         """The state that the world sees."""
         return State.QUEUED if self.state is State.STARTING else self.state
+
+    def is_resident(self) -> bool:
+        """Whether it is a process of bgtaskd's own: shown to who asks for it by id or kind, and no one else."""
+        return self.spec.kind in RESIDENT
 
     def is_ended(self) -> bool:
         """Whether nothing more will happen to this task unless somebody retries it."""

@@ -187,8 +187,10 @@ class Bus:
         """Tell the bus. Cheap, never waits, never raises.
 
         kind: "added", "changed", "finished", or "signaled" (extra: its name and payload, any JSON value);
-        others say nothing on the bus.
+        others say nothing on the bus, and neither do bgtaskd's own processes.
         """
+        if task.is_resident():
+            return
         if kind == "changed":
             self._pace.changed(task)
         elif kind == "added":

@@ -65,7 +65,10 @@ async def watch(api: Api, call: Call) -> AsyncGenerator[Streamed, None]:
         raise RemoteError(EXPECTED_MORE, {})
     ids = call.parameters.get("ids")
     if ids is None:
-        changes = Changes(api.engine, lambda task: api.policy.may_see(call.peer, task))
+        changes = Changes(
+            api.engine,
+            lambda task: not task.is_resident() and api.policy.may_see(call.peer, task),
+        )
         try:
             while True:
                 change = await changes.next()

@@ -17,7 +17,7 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 
-from bgtaskd.model import Result, State, StopReason, Task, TaskSpec
+from bgtaskd.model import TEMPLATE, Result, State, StopReason, Task, TaskSpec
 from bgtaskd.storage.interface import (
     ClearMessages,
     Message,
@@ -179,6 +179,9 @@ class StorageConformance:
                 ),
                 PutTask(task(2, State.STOPPED, result=Result.STOPPED, ended=9, owner_uid=2)),
                 PutTask(task(3)),
+                PutTask(
+                    replace(task(4, State.FINISHED, result=Result.SUCCESS), spec=TaskSpec(TEMPLATE))
+                ),
             ]
         )
         assert [tuple(one) for one in storage.lately_ended(None, None)] == [

@@ -169,7 +169,7 @@ class Storage(Protocol):
         """Tasks, newest first."""
 
     def lately_ended(self, owner_uid: int | None, name_glob: str | None) -> Sequence[Ended]:
-        """What came of the last LATELY_MAX tasks that ended, of those with this name."""
+        """What came of the last LATELY_MAX tasks that ended, of those with this name (not RESIDENT)."""
 
     def counts(self) -> dict[State, int]:
         """How many tasks there are, by state. Must not scan a million rows."""

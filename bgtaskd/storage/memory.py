@@ -98,7 +98,8 @@ class MemoryStorage:
 
     def lately_ended(self, owner_uid: int | None, name_glob: str | None) -> Sequence[Ended]:
         """See Storage."""
-        query = Query(tuple(ENDED), owner_uid=owner_uid, limit=LATELY_MAX)
+        query = Query(tuple(ENDED), owner_uid=owner_uid, limit=len(self._tasks))
+        ended = [task for task in self.list(query) if not task.is_resident()]
         return [
             Ended(
                 task.spec.name,
@@ -107,7 +108,7 @@ class MemoryStorage:
                 task.cpu_usec,
                 task.memory_peak,
             )
-            for task in self.list(query)
+            for task in ended[:LATELY_MAX]
             if name_glob is None or fnmatchcase(task.spec.name, name_glob)
         ]
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from bgtaskd.model import Result, State, StopReason, Task, TaskSpec
+from bgtaskd.model import RESIDENT, Result, State, StopReason, Task, TaskSpec
 from bgtaskd.storage.interface import (
     LATELY_MAX,
     ClearMessages,
@@ -135,18 +135,15 @@ COLUMNS: Final = (*FIXED, *CHANGING)
 INSERT: Final = f"INSERT INTO task ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))})"  # noqa: S608
 UPDATE: Final = f"UPDATE task SET {', '.join(f'{one} = ?' for one in CHANGING)} WHERE id = ?"  # noqa: S608
 SELECT: Final = f"SELECT {', '.join(COLUMNS)} FROM task"  # noqa: S608
-ENDED_OF_ALL: Final = """
-    SELECT * FROM (
-        SELECT name, result, ended - started, cpu_usec, memory_peak FROM task
-        WHERE state IN ('finished', 'failed', 'stopped') ORDER BY id DESC LIMIT ?
-    ) WHERE name GLOB ?
-"""
-ENDED_OF_ONE: Final = """
-    SELECT * FROM (
-        SELECT name, result, ended - started, cpu_usec, memory_peak FROM task
-        WHERE state IN ('finished', 'failed', 'stopped') AND owner_uid = ? ORDER BY id DESC LIMIT ?
-    ) WHERE name GLOB ?
-"""
+_OURS: Final = ", ".join(f"'{kind}'" for kind in sorted(RESIDENT))
+_ENDED: Final = f"""
+    SELECT name, result, ended - started, cpu_usec, memory_peak FROM task
+    WHERE state IN ('finished', 'failed', 'stopped') AND kind NOT IN ({_OURS})
+"""  # noqa: S608
+ENDED_OF_ALL: Final = f"SELECT * FROM ({_ENDED} ORDER BY id DESC LIMIT ?) WHERE name GLOB ?"  # noqa: S608
+ENDED_OF_ONE: Final = (
+    f"SELECT * FROM ({_ENDED} AND owner_uid = ? ORDER BY id DESC LIMIT ?) WHERE name GLOB ?"  # noqa: S608
+)
 FULL_CODES: Final = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
 
 

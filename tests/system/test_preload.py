@@ -4,13 +4,15 @@
 from __future__ import annotations
 
 import json
+import selectors
 from collections.abc import Iterator
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
 from tests.houses.container import Container
 from tests.system import test_spine
+from tests.system.test_bus import line, listen
 from tests.system.test_spine import get, wait_running
 
 DAEMON = "bgtaskd.service"
@@ -290,3 +292,51 @@ def test_limits(app: Container) -> None:
     assert not wait(app, task_id)["value"]["warm"]
     after = json.loads(app.output("bgtaskctl", "list", "--kind", "template", "-o", "json"))
     assert after[0]["id"] == newest
+
+
+def test_listeners_hear_of_templates_only_by_their_ids(app: Container) -> None:
+    """Watch, the bus, statistics: nobody has started a template, so it is in nobody's way."""
+    match = "--match=type='signal',sender='org.bgtaskd1'"
+    bus = app.popen(["timeout", "60", "busctl", "--json=short", "monitor", match])
+    watch = app.popen(["timeout", "60", "bgtaskctl", "monitor", "-o", "json"], user="alice")
+    with bus as on_the_bus, watch as watching:
+        assert on_the_bus.stdout is not None
+        assert watching.stdout is not None
+        heard_first(app, watching.stdout)
+        listen(app, on_the_bus.stdout)
+        template = warm(app, env={"COLOUR": "red"})
+        last = initiate(app, "look", env={"COLOUR": "red"})
+        watched: list[Any] = []
+        while not watched or (watched[-1]["id"], watched[-1]["state"]) != (last, "finished"):
+            watched.append(json.loads(line(watching.stdout)))
+        signals: list[Any] = []
+        while not signals or signals[-1] != ("TaskFinished", last):
+            message = json.loads(line(on_the_bus.stdout))
+            if message.get("interface") == "org.bgtaskd1.Manager":
+                signals.append((message["member"], message["payload"]["data"][0]))
+    ids = {one["id"] for one in watched}
+    assert last in ids
+    assert template not in ids
+    assert {one["kind"] for one in watched} <= {"python", "command"}
+    assert template not in {number for _, number in signals}
+    app.run(["bgtaskctl", "stop", str(template)], user="alice")
+    told = app.output("python3", "-c", WATCH.format(id=template), user="alice").split()
+    assert told[-1] == "finished"
+    assert set(told) <= {"changed", "finished"}
+    names = {one["name"] for one in json.loads(app.output("bgtaskctl", "stats", "-o", "json"))}
+    ended = [one for one in templates(app, "stopped") if one["id"] == template]
+    assert [one["name"] in names for one in ended] == [False]
+
+
+WATCH = "import bgtaskd\nfor one in bgtaskd.Client().watch([{id}]): print(one.event)"
+
+
+def heard_first(machine: Container, stdout: IO[str]) -> None:
+    """Return once a `bgtaskctl monitor` hears us."""
+    lines = selectors.DefaultSelector()
+    lines.register(stdout, selectors.EVENT_READ)
+    for _ in range(100):
+        machine.run(["bgtaskctl", "run", "--wait", "--", "true"], user="alice")
+        if lines.select(0.1):
+            return
+    raise AssertionError("the monitor hears nothing")

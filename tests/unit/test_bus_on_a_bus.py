@@ -14,6 +14,7 @@ import socket
 import struct
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from bgtaskd.daemon import bus as bus_module
 from bgtaskd.daemon import bus_connection, bus_signals, polkit
 from bgtaskd.daemon.bus import CALLS_PER_USER, Bus
 from bgtaskd.daemon.bus_connection import Callers, Connection
-from bgtaskd.model import Result, State
+from bgtaskd.model import TEMPLATE, Result, State, TaskSpec
 from bgtaskd.protocol.peer import NOBODY, Peer
 from tests.unit.test_bus_signals import a_task
 
@@ -339,6 +340,20 @@ def test_busctl_monitor_sees_the_signals(house: House, user: bool) -> None:
             message = await following()
             assert said(message) == ("TaskFinished", [42, "finished", "success"])
             assert message["path"] == PATH
+
+    asyncio.run(main())
+
+
+def test_bgtaskds_own_processes_are_nobody_elses_business(house: House) -> None:
+    async def main() -> None:
+        async with serving(house) as bus, monitor(house) as following:
+            own = replace(a_task(1), spec=TaskSpec(kind=TEMPLATE))
+            bus.announce("added", own)
+            bus.announce("changed", own)
+            bus.announce("signaled", own, {"name": "hello", "payload": None})
+            bus.announce("finished", own)
+            bus.announce("added", a_task(2))
+            assert said(await following()) == ("TaskAdded", [2])
 
     asyncio.run(main())
 
