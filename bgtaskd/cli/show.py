@@ -123,6 +123,10 @@ def task_status(task: TaskInfo, output: bytes, columns: int | None, colours: boo
     if task.argv and task.kind == "command":
         command = shlex.join([escaped(one) for one in task.argv])
         row("Command", command if columns is None else cut(command, columns - 13))
+    if task.http is not None:
+        query = f"?{task.http['query']}" if task.http.get("query") else ""
+        asked = escaped(f"{task.http['method']} {task.http['path']}{query}")
+        row("Request", f"{asked} of app {escaped(task.http['app'])}")
     row("User", f"{escaped(task.user)}")
     if task.unit:
         row(

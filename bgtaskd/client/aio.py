@@ -264,7 +264,7 @@ class AsyncClient:
         await self.call("Record", id=task_id, state=state, **given)
 
     async def report(self, task_id: int, **progress: Any) -> None:
-        """Report progress by hand: percent, finished, total, message, value, rewind."""
+        """Report by hand: percent, finished, total, message, value, rewind; for one ``attempt`` only."""
         given = {key: one for key, one in progress.items() if one is not None}
         await self.call("Report", id=task_id, **given)
 

@@ -412,7 +412,7 @@ class Client:
         self.call("Record", id=task_id, state=state, **given)
 
     def report(self, task_id: int, **progress: Any) -> None:
-        """Report progress by hand: percent, finished, total, message, value, rewind."""
+        """Report by hand: percent, finished, total, message, value, rewind; for one ``attempt`` only."""
         self.call(
             "Report", id=task_id, **{key: one for key, one in progress.items() if one is not None}
         )

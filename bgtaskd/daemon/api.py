@@ -346,6 +346,13 @@ async def report(api: Api, call: Call) -> Reply:
     given = {
         key: value for key, value in call.parameters.items() if key != "id" and value is not None
     }
+    attempt = given.pop("attempt", task.attempt)
+    if attempt != task.attempt:
+        raise NotPossible(
+            id=task.id,
+            state=task.public_state().value,
+            reason=f"this is attempt {task.attempt}, and attempt {attempt} is over",
+        )
     for field in ("finished", "total"):
         if given.get(field, 0) < 0:
             raise InvalidSpec(field=field, reason="must not be negative")

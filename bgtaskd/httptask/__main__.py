@@ -9,6 +9,8 @@ if __name__ == "__main__":
         sys.path.append(
             os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
         )
+    # httpx's command line, with rich and click: half of what its import would cost, and not wanted here.
+    sys.modules["httpx._main"] = None  # type: ignore[assignment]
     from bgtaskd.httptask.program import main
 
     sys.exit(main())

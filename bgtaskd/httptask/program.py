@@ -50,32 +50,32 @@ def main() -> int:
     with open(int(number), encoding="utf-8") as file:
         handover: dict[str, Any] = json.load(file)
     client = Client(handover["socket"] or TASKS)
-    task_id = int(handover["id"])
     exchange = Exchange(handover)
     try:
         value = exchange.run()
     except Ended as end:
         exchange.tell(f"bgtaskd: {end}\n")
-        _tell(client, task_id, end)
+        _tell(client, handover, end)
         return end.status
-    _report(client, task_id, value=value)
+    _report(client, handover, value=value)
     return 0
 
 
-def _tell(client: Client, task_id: int, end: Ended) -> None:
+def _tell(client: Client, handover: Mapping[str, Any], end: Ended) -> None:
     """Report how it failed; unless the route did, by fail(): it knows better."""
     failure = {"type": end.kind, "message": str(end), "traceback": ""}
     try:
-        known = patiently(lambda: client.get(task_id)).failure
+        known = patiently(lambda: client.get(handover["id"])).failure
     except BgtaskdError:
         known = None
     if known is None:
-        _report(client, task_id, failure=failure)
+        _report(client, handover, failure=failure)
 
 
-def _report(client: Client, task_id: int, **what: Any) -> None:
+def _report(client: Client, handover: Mapping[str, Any], **what: Any) -> None:
+    told = {**what, "attempt": handover["attempt"]}
     try:
-        patiently(lambda: client.report(task_id, **what))
+        patiently(lambda: client.report(handover["id"], **told))
     except BgtaskdError as error:
         sys.stderr.write(f"bgtaskd: this could not be reported: {error}\n")
 
@@ -148,6 +148,7 @@ class Exchange:
         if end is not None:
             raise end
         kind = response.headers.get("content-type")
+        kind = None if kind is None else kind[:REASON_MAX]
         return {"status": response.status_code, "reason": reason, "content_type": kind}
 
     def _tls(self) -> ssl.SSLContext | bool:

@@ -61,7 +61,13 @@ class RequestStatus(OwnStatus):
         return self._client or _client()
 
     def _report(self, **progress: Any) -> None:
-        patiently(lambda: self.client.report(self.id, **progress), REPORT_SECONDS)
+        # Of this attempt: what a route of an earlier one still says must not count for the next.
+        report = {**progress, "attempt": self.attempt}
+        patiently(lambda: self.client.report(self.id, **report), REPORT_SECONDS)
+
+    def report_end(self, **end: Any) -> None:
+        """See OwnStatus."""
+        self._report(**end)
 
 
 _shared: Client | None = None

@@ -13,11 +13,11 @@ from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 import bgtaskd
-from bgtaskd.web import Background
+from bgtaskd.web import Background, RequestStatus
 
 with open("/etc/shop.key") as file:
     KEY = file.read().strip()
-GO = "/tmp/go"
+GO, TOLD = "/tmp/go", "/tmp/told"
 Environ = dict[str, Any]
 
 
@@ -91,6 +91,46 @@ def hang(environ: Environ, start: Callable[..., Any]) -> Iterator[bytes]:
             pass
 
 
+def deaf(environ: Environ, start: Callable[..., Any]) -> Iterable[bytes]:
+    """Looks at nothing; hears from its own report that the task has ended."""
+    status = bgtaskd.current()
+    try:
+        while True:
+            status.increment()
+            time.sleep(0.05)
+    except bgtaskd.BgtaskdError as error:
+        tell(error)
+    start("200 OK", [])
+    return []
+
+
+def late(environ: Environ, start: Callable[..., Any]) -> Iterator[bytes]:
+    """Its first attempt fails, and leaves a thread behind that reports once the second one runs."""
+    status = bgtaskd.current()
+
+    def report() -> None:
+        while not os.path.exists(GO):
+            time.sleep(0.05)
+        try:
+            status.update(77)
+        except bgtaskd.BgtaskdError as error:
+            tell(error)
+
+    if isinstance(status, RequestStatus) and status.attempt == 1:
+        threading.Thread(target=report).start()
+        start("503 Service Unavailable", [])
+        return
+    start("200 OK", [])
+    yield b"begun\n"
+    while not os.path.exists(TOLD):
+        time.sleep(0.05)
+
+
+def tell(error: Exception) -> None:
+    with open(TOLD, "w") as file:
+        file.write(f"{type(error).__name__}: {error}")
+
+
 def silent(environ: Environ, start: Callable[..., Any]) -> Iterable[bytes]:
     time.sleep(60)
     return []
@@ -115,6 +155,8 @@ ROUTES = {
     "/caf\xc3\xa9 cr\xc3\xa8me": echo,
     "/slow": slow,
     "/hang": hang,
+    "/deaf": deaf,
+    "/late": late,
     "/silent": silent,
     "/short": short,
     "/moved": moved,

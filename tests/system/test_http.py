@@ -155,6 +155,10 @@ def test_the_response_streams_and_the_route_reports(shop: Container) -> None:
     pid = shop.read(group).split()[0]
     assert shop.output("stat", "-c", "%U", f"/proc/{pid}") == "bgtaskd-http"
     assert shop.run(["cat", f"/proc/{pid}/environ"], user="alice", check=False).returncode != 0
+    [cores] = [one for one in shop.read(f"/proc/{pid}/limits").splitlines() if "core file" in one]
+    assert cores.split()[4:6] == ["0", "0"]
+    shown = shop.output("bgtaskctl", "status", str(task_id), user="alice")
+    assert "Request: GET /slow of app shop" in shown
     shop.sh("touch /tmp/go")
     task = wait(shop, task_id)
     assert (task["state"], task["percent"], task["total"]) == ("finished", 100, 10)
@@ -219,6 +223,25 @@ def test_a_stop_hangs_up(shop: Container) -> None:
     shop.wait_for("the app", lambda: shop.sh("test -e /tmp/hung-up", check=False).returncode == 0)
 
 
+def test_a_route_hears_that_its_task_has_ended(shop: Container) -> None:
+    shop.sh("rm -f /tmp/told")
+    task_id = http(shop, "GET", "/deaf")
+    shop.wait_for("a report", lambda: bool(get(shop, task_id)["finished"]))
+    shop.run(["bgtaskctl", "stop", str(task_id)], user="alice")
+    shop.wait_for("the app", lambda: shop.sh("test -s /tmp/told", check=False).returncode == 0)
+    assert shop.read("/tmp/told").startswith("NotPossible")
+
+
+def test_an_earlier_attempts_route_reports_in_vain(shop: Container) -> None:
+    shop.sh("rm -f /tmp/go /tmp/told")
+    task_id = http(shop, "--retries", "1", "--retry-delay", "100ms", "GET", "/late")
+    shop.wait_for("the second attempt", lambda: output(shop, task_id) == "begun\n")
+    shop.sh("touch /tmp/go")
+    task = wait(shop, task_id)
+    assert "attempt 1 is over" in shop.read("/tmp/told")
+    assert (task["state"], task["attempt"]) == ("finished", 2)
+
+
 def test_a_request_counts_once_and_unaltered(shop: Container) -> None:
     told = echoed(shop, http(shop, "--data", "x=1", "POST", "/echo?a=1"))
     shop.write("/home/alice/replay.py", REPLAY)
@@ -252,6 +275,16 @@ def test_only_who_is_named_may_have_an_app_requested(shop: Container) -> None:
     assert "in capitals" in refused("alice", "http", "--app", "shop", "CONNECT", "/echo")
     task_id = http(shop, "GET", "/echo")
     assert "belongs to another" in refused("bob", "status", str(task_id))
+    wait(shop, task_id)
+    path = "/etc/bgtaskd/apps.d/shop.yaml"
+    text = shop.read(path)
+    shop.write(path, text.replace("alice", "nobody"))
+    shop.systemctl("reload", "bgtaskd.service")
+    assert "needs an entry" in refused("alice", "retry", str(task_id))
+    shop.write(path, text)
+    shop.systemctl("reload", "bgtaskd.service")
+    shop.run(["bgtaskctl", "retry", str(task_id)], user="alice")
+    assert wait(shop, task_id)["attempt"] == 2
 
 
 def test_nothing_else_runs_as_the_user_of_requests(shop: Container) -> None:
@@ -305,6 +338,19 @@ def test_crashes_and_reboots_lose_no_request(shop: Container) -> None:
     assert "did not survive" in wait(shop, session)["error"]
 
 
+def test_a_mistake_in_a_file_leaves_the_app_as_it_was(shop: Container) -> None:
+    path = "/etc/bgtaskd/apps.d/shop.yaml"
+    text = shop.read(path)
+    shop.write(path, text + "verify_tsl: false\n")
+    shop.systemctl("reload", "bgtaskd.service")
+    checked = shop.run(["bgtaskctl", "check-config"], check=False)
+    assert f"{path}:5: verify_tsl: no such key; did you mean verify_tls?" in checked.stderr
+    assert "did you mean verify_tls?" in shop.journal("-u", "bgtaskd.service")
+    assert echoed(shop, http(shop, "GET", "/echo"))["method"] == "GET"
+    shop.write(path, text)
+    shop.systemctl("reload", "bgtaskd.service")
+
+
 def test_an_app_that_is_gone_is_named(shop: Container) -> None:
     task_id = http(shop, "--delay", "1s", "GET", "/", app="off")
     shop.sh("mv /etc/bgtaskd/apps.d/off.yaml /root/")
@@ -314,3 +360,9 @@ def test_an_app_that_is_gone_is_named(shop: Container) -> None:
     assert "'off' is not in apps.d any more" in task["error"]
     shop.sh("mv /root/off.yaml /etc/bgtaskd/apps.d/")
     shop.systemctl("reload", "bgtaskd.service")
+
+
+@pytest.mark.parametrize("framework", ["flask", "django", "starlette"])
+def test_the_frameworks_of_debian(machine: Container, framework: str) -> None:
+    machine.copy_in(APP.with_name("http_frameworks.py"), "/srv/http_frameworks.py")
+    machine.run(["python3", "-W", "ignore", "/srv/http_frameworks.py", framework], user="carol")

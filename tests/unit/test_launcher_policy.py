@@ -43,5 +43,5 @@ def test_a_request_runs_as_its_user() -> None:
     ],
 )
 def test_anything_else_is_refused(user: User, changes: dict[str, Any]) -> None:
-    with pytest.raises(NotAllowed, match="http"):
+    with pytest.raises(NotAllowed, match="kind http"):
         check(user, **changes)

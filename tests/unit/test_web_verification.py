@@ -108,12 +108,16 @@ def test_within_a_status_it_is_current() -> None:
         ("HTTP_X_BGTASK_NONCE", "f" * 32, "signature"),
         ("HTTP_X_BGTASK_NONCE", "../../../../etc/passwd", "nonce"),
         ("HTTP_X_BGTASK_SIGNATURE", "v1=0", "signature"),
+        ("HTTP_X_BGTASK_SIGNATURE", "almost", "signature"),
         ("HTTP_X_BGTASK_SIGNATURE", "é", "signature"),
         ("HTTP_X_BGTASK_SIGNATURE", None, "no X-Bgtask-Signature"),
     ],
 )
 def test_what_was_altered_is_refused(name: str, value: Any, reason: str) -> None:
     environ = environ_of(b"a=1")
+    if value == "almost":
+        right = environ[name]
+        value = right[:-1] + ("1" if right[-1] == "0" else "0")
     environ[name] = value
     if value is None:
         del environ[name]
@@ -258,3 +262,28 @@ def test_an_asgi_app_has_its_status_and_its_body() -> None:
         ({**signed_headers(b"x" * 11), "Content-Length": "11"}, [b"x" * 11]),
     ):
         assert call(headers, *pieces)[0] == 403
+
+
+def test_an_endless_body_is_not_read_to_its_end() -> None:
+    read = 0
+
+    async def receive() -> Any:
+        nonlocal read
+        read += 1
+        assert read < 10
+        return {"type": "http.request", "body": b"more", "more_body": True}
+
+    sent: list[Any] = []
+
+    async def send(event: Any) -> None:
+        sent.append(event)
+
+    headers = {**signed_headers(b"a=12"), "Content-Length": "4"}
+    listed = [(name.lower().encode(), one.encode()) for name, one in headers.items()]
+    scope = {"type": "http", "method": "POST", "path": "/build", "headers": listed}
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        raise AssertionError
+
+    asyncio.run(AsyncBackground(app, KEY)(scope, receive, send))
+    assert sent[0]["status"] == 403
