@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
     from bgtaskd.client.aio import AsyncClient as AsyncClient
     from bgtaskd.client.blocking import Client as Client
+    from bgtaskd.client.runner import Runner as Runner
+    from bgtaskd.client.runner_aio import AsyncRunner as AsyncRunner
     from bgtaskd.client.task import TaskEvent as TaskEvent
     from bgtaskd.client.task import TaskInfo as TaskInfo
     from bgtaskd.errors import BgtaskdError as BgtaskdError
@@ -25,11 +27,16 @@ if TYPE_CHECKING:
     from bgtaskd.task.own import current as current
     from bgtaskd.task.record import Record as Record
     from bgtaskd.task.status import TaskStatus as TaskStatus
+    from bgtaskd.task.worker import AsyncTask as AsyncTask
+    from bgtaskd.task.worker import Context as Context
+    from bgtaskd.task.worker import SyncTask as SyncTask
 
 __version__ = "0.1.0"
 _HOMES = {
     "AsyncClient": "bgtaskd.client.aio",
     "Client": "bgtaskd.client.blocking",
+    "AsyncRunner": "bgtaskd.client.runner_aio",
+    "Runner": "bgtaskd.client.runner",
     "TaskEvent": "bgtaskd.client.task",
     "TaskInfo": "bgtaskd.client.task",
     "BgtaskdError": "bgtaskd.errors",
@@ -41,6 +48,9 @@ _HOMES = {
     "current": "bgtaskd.task.own",
     "Record": "bgtaskd.task.record",
     "TaskStatus": "bgtaskd.task.status",
+    "AsyncTask": "bgtaskd.task.worker",
+    "Context": "bgtaskd.task.worker",
+    "SyncTask": "bgtaskd.task.worker",
     "tqdm": "bgtaskd.task.bar",
 }
 __all__ = ["__version__", *_HOMES]  # noqa: PLE0604

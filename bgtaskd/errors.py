@@ -153,7 +153,7 @@ class QueueFull(_Named):
     """As many tasks wait as may."""
 
     fields = ("queue", "limit")
-    text = "queue {queue} is full: {limit} tasks wait already"
+    text = "queue {queue} is full: {limit} wait already"
 
 
 class NotPossible(_Named):
@@ -168,6 +168,27 @@ class TimedOut(_Named):
 
     fields = ("timeout_usec",)
     text = "timed out"
+
+
+class NoSuchWorker(_Named):
+    """There is no named task with this name."""
+
+    fields = ("name",)
+    text = "no such named task: {name} (is there a /etc/bgtaskd/tasks.d/{name}.yaml, and was it reloaded?)"
+
+
+class CallFailed(_Named):
+    """The named task's work() has raised an exception: its type's name, its message, its traceback."""
+
+    fields = ("type", "message", "traceback")
+    text = "{type}: {message}"
+
+
+class WorkerDied(_Named):
+    """The named task's process died with the call in hand. Whether it was done, nobody knows."""
+
+    fields = ("name", "reason")
+    text = "the named task {name} died with the call in hand: {reason}"
 
 
 class StorageFailed(_Named):
@@ -200,6 +221,9 @@ BY_NAME: dict[str, type[_Named]] = {
         NoSuchSchedule,
         PermissionDenied,
         QueueFull,
+        NoSuchWorker,
+        CallFailed,
+        WorkerDied,
         NotPossible,
         TimedOut,
         StorageFailed,

@@ -97,8 +97,10 @@ RECORD: Final = "record"
 TEMPLATE: Final = "template"
 """The kind of what tasks are forked from: bgtaskd's own doing, so it takes no slot and is in no list."""
 
-RESIDENT: Final = frozenset({TEMPLATE})
-"""The kinds that are bgtaskd's own doing. Nobody has started them, so nobody is told of them unasked."""
+WORKER: Final = "worker"
+"""The kind of a process of a named task that lives long: the administrator's, and in no queue's slots."""
+RESIDENT: Final = frozenset({TEMPLATE, WORKER})
+"""Kinds that nobody starts by asking: they take no slot, and are in no list of tasks."""
 
 
 class IllegalTransition(Exception):

@@ -14,6 +14,11 @@ def slice_name(queue: str) -> str:
     return f"bgtask-{queue}.slice"
 
 
+def worker_slice_name(queue: str, worker: str) -> str:
+    """The slice of a worker's processes, below that of its queue."""
+    return f"bgtask-{queue}-{worker}.slice"
+
+
 ANONYMOUS = "anonymous"
 """What callers say; tasks then run as this user:"""
 ANONYMOUS_USER = "bgtask-anonymous"

@@ -14,13 +14,15 @@ from enum import Enum
 from typing import Any, Final
 
 import bgtaskd
-from bgtaskd.daemon import byhand, changes, retention, schedules, streams
+from bgtaskd.daemon import byhand, changes, retention, schedules, streams, worker_api
 from bgtaskd.daemon.engine import Engine, now_usec
 from bgtaskd.daemon.launcher_link import LauncherError
+from bgtaskd.daemon.payloads import Payloads
 from bgtaskd.daemon.policy import Policy
 from bgtaskd.daemon.spec import KINDS, check_failure, plain_json, plain_text, read_spec
 from bgtaskd.daemon.stats import stats_by_name
 from bgtaskd.daemon.supervisors import Supervisors
+from bgtaskd.daemon.workers import Workers
 from bgtaskd.errors import (
     InvalidSpec,
     LauncherFailed,
@@ -93,12 +95,20 @@ class Api:
     """The operations' common ground."""
 
     def __init__(
-        self, engine: Engine, supervisors: Supervisors, policy: Policy, launcher_mode: str
+        self,
+        engine: Engine,
+        supervisors: Supervisors,
+        policy: Policy,
+        launcher_mode: str,
+        payloads: Payloads,
+        workers: Workers,
     ) -> None:
         self.engine = engine
         self.supervisors = supervisors
         self.policy = policy
         self.launcher_mode = launcher_mode
+        self.payloads = payloads
+        self.workers = workers
         self.tasks_dir = ""
         self.since = now_usec()
         self.schedules = schedules.Schedules(self)
@@ -577,4 +587,10 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
     "PauseQueue": Operation(pause_queue, Access.ADMIN),
     "ResumeQueue": Operation(resume_queue, Access.ADMIN),
     "Status": Operation(status, Access.ANYONE),
+    "Call": Operation(worker_api.call, Access.ANYONE),
+    "Submit": Operation(worker_api.submit, Access.ANYONE),
+    "Workers": Operation(worker_api.workers, Access.ANYONE),
+    "AsidePayloads": Operation(worker_api.aside, Access.ADMIN),
+    "RetryPayloads": Operation(worker_api.forgive, Access.ADMIN),
+    "DropPayloads": Operation(worker_api.drop, Access.ADMIN),
 }

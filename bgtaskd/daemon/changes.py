@@ -11,7 +11,7 @@ from bgtaskd.daemon import byhand
 from bgtaskd.daemon.engine import now_usec
 from bgtaskd.daemon.spec import read_spec
 from bgtaskd.errors import InvalidSpec, NoSuchTask, NotPossible, QueueFull, TooManyRequests
-from bgtaskd.model import ENDED, RECORD, WAITING, RetryAsked, State, Task, TaskSpec
+from bgtaskd.model import ENDED, RECORD, RESIDENT, WAITING, RetryAsked, State, Task, TaskSpec
 
 if TYPE_CHECKING:
     from bgtaskd.daemon.api import Api
@@ -46,6 +46,7 @@ async def edit(api: Api, call: Call) -> Reply:
     """Change a task that waits."""
     task = api.live(_owned(api, call), "only a task that waits can be edited")
     byhand.refuse_record(task)
+    _refuse_resident(task)
     _ask_policy_again(api, call.peer, task)
     spec = _changed(api, call.peer, task, call.parameters["changes"])
     if spec.queue != task.spec.queue:
@@ -69,6 +70,7 @@ async def retry(api: Api, call: Call) -> Reply:
     """Run an ended task again, perhaps with changes."""
     task = _owned(api, call)
     byhand.refuse_record(task)
+    _refuse_resident(task)
     if task.spec.secrets:
         raise _not_possible(task, "its secrets were forgotten when it ended; start it anew")
     _ask_policy_again(api, call.peer, task)
@@ -79,6 +81,11 @@ async def retry(api: Api, call: Call) -> Reply:
     _refuse_same_key(api, task, spec)
     await api.engine.retry(replace(task, spec=spec))
     return {}
+
+
+def _refuse_resident(task: Task) -> None:
+    if task.spec.kind in RESIDENT:
+        raise _not_possible(task, "bgtaskd itself starts it, when it is needed")
 
 
 def _owned(api: Api, call: Call) -> Task:

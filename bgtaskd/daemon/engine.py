@@ -43,8 +43,10 @@ from bgtaskd.model import (
     ERROR_MAX,
     LIVE,
     RECORD,
+    RESIDENT,
     TEMPLATE,
     WAITING,
+    WORKER,
     CouldNotStart,
     DependencyFailed,
     Due,
@@ -106,7 +108,7 @@ class Engine:
     ) -> None:
         self.config = config
         self.storage = storage
-        self.writer = Writer(storage)
+        self.writer: Writer[Operation] = Writer(storage)
         self.launcher = launcher
         self.secrets = secrets
         self.requests = requests or Requests()
@@ -202,7 +204,7 @@ class Engine:
             and not task.spec.after
             and not self._is_held()
             and (
-                task.spec.kind == TEMPLATE
+                task.spec.kind in RESIDENT
                 or self.scheduler.take_at_once(task.id, queue, now_usec(), wants_of(task.spec))
             )
         )
@@ -268,11 +270,11 @@ class Engine:
             self.scheduler.delay(task.id, queue, task.not_before or 0)
         elif task.state is State.QUEUED:
             self.waiting[task.owner_uid] += 1
-            if task.spec.kind == TEMPLATE:
+            if task.spec.kind in RESIDENT:
                 self.job(self._start(task.id))
             else:
                 self._queue_up(task)
-        elif task.state in LIVE and task.spec.kind != TEMPLATE:
+        elif task.state in LIVE and task.spec.kind not in RESIDENT:
             self.scheduler.occupy(task.id, queue, wants_of(task.spec))
 
     def _queue_up(self, task: Task) -> None:
@@ -496,6 +498,7 @@ class Engine:
             "argv": list(spec.argv if spec.http is None else self.requests.argv),
             "env": dict(spec.env),
             "stdin": spec.stdin,
+            "worker": spec.settings["name"] if spec.kind == WORKER else None,
             "template": self.templates.for_task(
                 task,
                 self.config.template_idle_usec,

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 
 from bgtaskd.daemon.requests import Requests
-from bgtaskd.model import TEMPLATE, Task
+from bgtaskd.model import TEMPLATE, WORKER, Task
 
 
 def handover_of(task: Task, secrets: Mapping[str, str], requests: Requests) -> str | None:
@@ -24,6 +24,10 @@ def handover_of(task: Task, secrets: Mapping[str, str], requests: Requests) -> s
                 **(spec.settings or {}),
             }
         )
+    if spec.kind == WORKER:
+        worker = {**spec.settings, "id": task.id, "token": secrets["token"]}
+        handed = {"target": spec.target, "import_path": list(spec.import_path), "worker": worker}
+        return json.dumps(handed, ensure_ascii=False)
     if spec.http is not None:
         return json.dumps(requests.handover(task, secrets), ensure_ascii=False)
     if spec.target is None:

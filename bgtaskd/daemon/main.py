@@ -27,15 +27,19 @@ from bgtaskd.daemon import retention
 from bgtaskd.daemon.api import Api
 from bgtaskd.daemon.engine import Engine
 from bgtaskd.daemon.launcher_link import LauncherError, LauncherLink
+from bgtaskd.daemon.payloads import Payloads
 from bgtaskd.daemon.policy import Policy
 from bgtaskd.daemon.requests import Requests
 from bgtaskd.daemon.secrets import Secrets
 from bgtaskd.daemon.supervisors import Supervisors
+from bgtaskd.daemon.workers import Workers
 from bgtaskd.launcher.proc import boot_id
 from bgtaskd.protocol.server import Limits, Server
 from bgtaskd.schedules import load_schedules
 from bgtaskd.storage.interface import Storage, StorageError
+from bgtaskd.storage.payloads import open_payloads
 from bgtaskd.storage.registry import open_backend
+from bgtaskd.workers import load_workers
 
 if TYPE_CHECKING:
     from bgtaskd.daemon.bus import Bus
@@ -62,6 +66,11 @@ class Places:
     def schedules(self) -> str:
         """Beside conf.d."""
         return str(Path(self.conf_d).parent / "schedules.d")
+
+    @property
+    def workers(self) -> str:
+        """Beside conf.d."""
+        return str(Path(self.conf_d).parent / "tasks.d")
 
     @property
     def apps(self) -> str:
@@ -169,6 +178,7 @@ class Daemon:
         self._stopping = asyncio.Event()
         self._tasks: list[asyncio.Task[Any]] = []
         self._bus: Bus | None = None
+        self._taking_workers = asyncio.Lock()
         self._launcher_process: subprocess.Popen[bytes] | None = None
 
     async def run(self) -> None:
@@ -179,12 +189,17 @@ class Daemon:
         link = LauncherLink(str(places.run / "launcher.sock"), self._launcher_connected)
         secrets = Secrets(str(places.run / "secrets"))
         self._engine = Engine(self._config, storage, link, secrets, boot_id(), places.requests())
+        payloads = Payloads(open_payloads(places.database.with_name("payloads.db")))
+        self._payloads = payloads
+        self._workers = Workers(self._engine, payloads, str(places.run / "workers.sock"))
         self._supervisors = Supervisors(self._engine, str(places.state / "exits"), os.getuid())
         self._api = Api(
             self._engine,
             self._supervisors,
             self._policy(),
             places.mode,
+            payloads,
+            self._workers,
         )
         self._api.tasks_dir = str(places.state / "tasks")
         loop = asyncio.get_running_loop()
@@ -198,6 +213,8 @@ class Daemon:
             await self._after_corruption(link, storage, aside)
         await self._supervisors.serve(sockets["supervisors"])
         self._engine.load(storage.unended())
+        self._workers.load()
+        await loop.create_unix_server(self._workers.link, sock=sockets["workers"])
         self._supervisors.recover()
         limits = Limits(self._config.connections_per_user, self._config.requests_per_user)
         self._server = Server(self._api.handlers(), limits)
@@ -242,6 +259,16 @@ class Daemon:
         for queue, properties in self._engine.queue_limits():
             self._engine.job(self._limit(queue, properties))
         self._engine.job(self._take_schedules())
+        self._engine.job(self._take_workers())
+
+    async def _take_workers(self) -> None:
+        files, errors = load_workers(self._places.workers)
+        for error in errors:
+            log.error("%s", error)
+        wrong = {Path(error.path).stem for error in errors}
+        known = {one.file.name: one.file for one in self._workers.all() if one.file.name in wrong}
+        async with self._taking_workers:
+            await self._workers.configure({**known, **files})
 
     async def _take_schedules(self) -> None:
         files, errors = load_schedules(self._places.schedules)
@@ -263,6 +290,7 @@ class Daemon:
         places = self._places
         argv = [sys.executable, "-m", "bgtaskd.launcher.main", "--mode=process"]
         argv += [f"--state={places.state}", f"--run={places.run}", "--until-stdin-ends"]
+        argv.append(f"--workers={places.workers}")
         root = str(Path(bgtaskd.__file__).parent.parent)
         env = {
             key: value
@@ -325,11 +353,13 @@ class Daemon:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._engine.save(), 5)
             await asyncio.wait_for(self._engine.writer.drain(), 5)
+            await asyncio.wait_for(self._payloads.writer.drain(), 5)
         for task in self._tasks:
             task.cancel()
         if self._launcher_process is not None:
             self._launcher_process.terminate()
         self._engine.writer.close()
+        self._payloads.writer.close()
         storage.close()
 
 
@@ -345,6 +375,7 @@ def _sockets(places: Places) -> dict[str, socket.socket]:
     for name, path in (
         ("control", places.control),
         ("supervisors", places.run / "supervisors.sock"),
+        ("workers", places.run / "workers.sock"),
     ):
         if name not in given:
             given[name] = _listen(path)

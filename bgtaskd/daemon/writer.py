@@ -8,26 +8,37 @@ import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final, Generic, Protocol, TypeVar
 
-from bgtaskd.storage.interface import Operation, RowRefused, Storage, StorageError
+from bgtaskd.storage.interface import RowRefused, StorageError
 
 log = logging.getLogger(__name__)
 
 RETRY_SECONDS: Final = 1.0
 
 
+Op = TypeVar("Op")
+Op_contra = TypeVar("Op_contra", contravariant=True)
+
+
+class Applies(Protocol[Op_contra]):
+    """The writing half of a store."""
+
+    def apply(self, operations: Sequence[Op_contra]) -> None:
+        """All of the operations, in one transaction, durable on return. Raises StorageError."""
+
+
 @dataclass(slots=True)
 class _Group:
-    operations: Sequence[Operation]
+    operations: Sequence[Any]
     done: asyncio.Future[None]
     must: bool
 
 
-class Writer:
+class Writer(Generic[Op]):
     """Commits groups of operations in the order in which they were given."""
 
-    def __init__(self, storage: Storage) -> None:
+    def __init__(self, storage: Applies[Op]) -> None:
         self._storage = storage
         self._thread = ThreadPoolExecutor(1, "writer")
         self._waiting: list[_Group] = []
@@ -35,7 +46,7 @@ class Writer:
         self.failure: StorageError | None = None
         """Why nothing can be written at present; None while all is well."""
 
-    def write(self, operations: Sequence[Operation], *, must: bool) -> asyncio.Future[None]:
+    def write(self, operations: Sequence[Op], *, must: bool) -> asyncio.Future[None]:
         """A future that is done once these are on the disk.
 
         ``must``: what has happened has happened, so it is tried until it succeeds. Otherwise the future

@@ -76,11 +76,12 @@ def _launch(launcher: socket, places: Places) -> None:
     task = child.fork()
     supervisor = Supervisor(places, task)
     _answer(launcher, {"pid": task.pid})
-    data = _read_request(launcher)
+    data, fds = _read_request(launcher)
     if data is None:
         return  # a spare that was never needed; its task's process finds the gate closed, and goes too
     try:
-        supervisor.register(marshal.loads(data))  # noqa: S302 - from the launcher that started us
+        request = marshal.loads(data)  # noqa: S302 - from the launcher that started us
+        supervisor.register(request, fds)
     except AlreadyLaunched:
         _answer(launcher, {"error": "AlreadyLaunched", "reason": "the attempt has a record"})
         return
@@ -101,10 +102,16 @@ def _launch(launcher: socket, places: Places) -> None:
     supervisor.run()
 
 
-def _read_request(sock: socket) -> bytes | None:
-    """A length in eight bytes, then so many; None where the launcher hung up instead."""
-    length = _read_exactly(sock, 8)
-    return None if length is None else _read_exactly(sock, int.from_bytes(length, "big"))
+def _read_request(sock: socket) -> tuple[bytes | None, list[int]]:
+    """A length in eight bytes, perhaps with a descriptor, then so many; None where the launcher hung up."""
+    try:
+        length, ancillary, _, _ = sock.recvmsg(8, CMSG_LEN(4), MSG_CMSG_CLOEXEC)
+    except ConnectionError:
+        return None, []
+    fds = [int.from_bytes(rights, sys.byteorder) for _, _, rights in ancillary]
+    if 0 < len(length) < 8:
+        length += _read_exactly(sock, 8 - len(length)) or b""
+    return (_read_exactly(sock, int.from_bytes(length, "big")) if len(length) == 8 else None), fds
 
 
 def _read_exactly(sock: socket, size: int) -> bytes | None:

@@ -20,11 +20,14 @@ import sys
 import traceback
 from typing import Any, Final
 
+from bgtaskd.launcher import sockets
 from bgtaskd.launcher.messages import MESSAGE_MAX, BadMessage, integer
 from bgtaskd.launcher.operations import Operations, Refused
 from bgtaskd.launcher.places import Places
 from bgtaskd.launcher.policy import NotAllowed, UidPolicy
 from bgtaskd.launcher.supervision import CORE_LIMIT
+from bgtaskd.launcher.workers import Workers
+from bgtaskd.workers import DIRECTORY
 
 LISTEN_FD: Final = 3
 
@@ -165,6 +168,7 @@ def main() -> None:
     parser.add_argument("--mode", choices=("scope", "user", "process"), default="scope")
     parser.add_argument("--state", default="/var/lib/bgtaskd", help="where exits/ and tasks/ are")
     parser.add_argument("--run", default="/run/bgtaskd", help="where the sockets are")
+    parser.add_argument("--workers", help="where named tasks are defined")
     parser.add_argument(
         "--until-stdin-ends",
         action="store_true",
@@ -172,7 +176,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     system = arguments.mode == "scope"
-    listener = _listener(arguments.run)
+    listener, kept = _sockets(arguments.run)
     group = grp.getgrnam("bgtaskd").gr_gid if system else -1
     peers = {0, pwd.getpwnam("bgtaskd").pw_uid} if system else {os.getuid()}
     places = Places(
@@ -181,18 +185,39 @@ def main() -> None:
         run=arguments.run,
         has_scopes=arguments.mode != "process",
     )
-    for name, mode in (("notify", 0o711), ("credentials", 0o711), ("templates", 0o700)):
+    directories = {"notify": 0o711, "credentials": 0o711, "templates": 0o700, "tasks": 0o755}
+    for name, mode in directories.items():
         os.makedirs(f"{arguments.run}/{name}", mode, exist_ok=True)
     resource.setrlimit(resource.RLIMIT_CORE, (0, CORE_LIMIT[1]))
-    operations = Operations(arguments.mode, places, UidPolicy(system))
+    sockets.notify_at(os.environ.get("NOTIFY_SOCKET"))
+    workers = Workers(
+        arguments.workers or _definitions(arguments.mode),
+        sockets.Sockets(f"{arguments.run}/tasks", kept),
+        system,
+    )
+    operations = Operations(arguments.mode, places, UidPolicy(system), workers)
     _tell_systemd("READY=1\nSTATUS=Ready to launch tasks")
     Launcher(listener, peers, operations).run(0 if arguments.until_stdin_ends else None)
 
 
-def _listener(run: str) -> socket.socket:
-    if os.environ.get("LISTEN_PID") == str(os.getpid()) and os.environ.get("LISTEN_FDS"):
-        sock = socket.socket(fileno=LISTEN_FD)
-        os.set_inheritable(LISTEN_FD, False)
+def _definitions(mode: str) -> str:
+    if mode == "scope":
+        return DIRECTORY
+    home = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
+    return f"{home}/bgtaskd/tasks.d"
+
+
+def _sockets(run: str) -> tuple[socket.socket, dict[str, int]]:
+    """The daemon's way to us; and what systemd has kept for us while we were away."""
+    kept: dict[str, int] = {}
+    if os.environ.get("LISTEN_PID") == str(os.getpid()):
+        names = os.environ.get("LISTEN_FDNAMES", "").split(":")
+        count = int(os.environ.get("LISTEN_FDS", "0"))
+        kept = {name: LISTEN_FD + number for number, name in enumerate(names[:count])}
+    fd = kept.pop("launcher", None)
+    if fd is not None:
+        sock = socket.socket(fileno=fd)
+        os.set_inheritable(fd, False)
     else:
         path = f"{run}/launcher.sock"
         with contextlib.suppress(FileNotFoundError):
@@ -205,7 +230,7 @@ def _listener(run: str) -> socket.socket:
     sock.setblocking(False)
     for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
         os.environ.pop(name, None)
-    return sock
+    return sock, kept
 
 
 def _directory(path: str, group: int) -> int:

@@ -62,6 +62,8 @@ class Launch:
     secrets: Mapping[str, str]
     template: int | None
     """The task whose process it is to be forked from."""
+    worker: str | None
+    """Kind worker: the name of the file that defines it."""
 
 
 def read_launch(message: Mapping[str, Any]) -> Launch:
@@ -109,6 +111,7 @@ def read_launch(message: Mapping[str, Any]) -> Launch:
         stdin=stdin,
         secrets=_secrets(message),
         template=optional(message, "template"),
+        worker=None if message.get("worker") is None else text(message, "worker", 64),
     )
 
 

@@ -34,6 +34,8 @@ from bgtaskd.launcher.request import build
 from bgtaskd.launcher.starts import Answer, Starts
 from bgtaskd.launcher.supervision import ForkServer
 from bgtaskd.launcher.users import Users
+from bgtaskd.launcher.workers import Workers
+from bgtaskd.model import WORKER
 from bgtaskd.units import scope_name, slice_name
 
 NO_SUCH_UNIT: Final = "org.freedesktop.systemd1.NoSuchUnit"
@@ -50,11 +52,12 @@ class Refused(Exception):
 class Operations:
     """The launcher's verbs, and the launches under way."""
 
-    def __init__(self, mode: str, places: Places, policy: UidPolicy) -> None:
+    def __init__(self, mode: str, places: Places, policy: UidPolicy, workers: Workers) -> None:
         """``mode``: "scope", "user" (systemd --user) or "process"."""
         self._mode = mode
         self._places = places
         self._policy = policy
+        self._workers = workers
         self._users = Users()
         self._boot_id = boot_id()
         self._systemd = self._connect()
@@ -74,6 +77,9 @@ class Operations:
             "timer": self._timer,
             "untimer": self._untimer,
             "timers": self._timers,
+            "listen": self._listen,
+            "listen_only": self._workers.drop,
+            "await_call": self._workers.await_call,
         }
 
     def _connect(self) -> Any:
@@ -109,7 +115,7 @@ class Operations:
 
     def watched(self) -> dict[int, Callable[[], None]]:
         """Descriptors to poll, and what to call when they are readable."""
-        out = self._starts.watched()
+        out = {**self._starts.watched(), **self._workers.watched()}
         if self._systemd.fileno() >= 0:
             out[self._systemd.fileno()] = self._systemd.process
         return out
@@ -143,12 +149,21 @@ class Operations:
         user = self._users.get(launch.uid)
         if user is None:
             raise Refused("Resources", f"no user has the uid {launch.uid}")
-        self._policy.check(user, launch)
-        request = build(launch, user, self._places, self._boot_id)
+        self._workers.check(launch)
+        if launch.kind != WORKER:
+            self._policy.check(user, launch)
+        fd = self._workers.socket_of(launch)
+        request = build(launch, user, self._places, self._boot_id, has_socket=fd is not None)
         try:
-            self._starts.begin(launch, request, answer)
+            self._starts.begin(launch, request, answer, fd)
         except OSError as error:
             raise Refused("Resources", f"cannot fork a supervisor: {error.strerror}") from None
+
+    def _listen(self, message: Mapping[str, Any], answer: Answer) -> None:
+        try:
+            self._workers.ensure(message, answer)
+        except OSError as error:
+            raise Refused("Resources", f"cannot make the socket: {error.strerror}") from None
 
     # --- steering -------------------------------------------------------------------------------
 

@@ -23,8 +23,10 @@ LISTEN: Final = 3
 """sd_listen_fds(3)."""
 
 
-def build(launch: Launch, user: User, places: Places, boot_id: str) -> dict[str, Any]:
-    """The request, as Supervisor.register() describes it."""
+def build(
+    launch: Launch, user: User, places: Places, boot_id: str, *, has_socket: bool = False
+) -> dict[str, Any]:
+    """The request, as Supervisor.register() describes it. ``has_socket``: one goes with it."""
     unit = scope_name(launch.id, launch.attempt)
     properties = parsed(launch.properties)
     runtime_max = properties.get("RuntimeMaxSec")
@@ -37,10 +39,10 @@ def build(launch: Launch, user: User, places: Places, boot_id: str) -> dict[str,
         "card": {name: getattr(launch, name) for name in CARD},
     }
     handover = launch.handover
-    listens = launch.kind == TEMPLATE
+    listens = launch.kind == TEMPLATE or has_socket
     program = {
         "argv": list(launch.argv),
-        "env": _environment(launch, user, places),
+        "env": _environment(launch, user, places, listens),
         "cwd": launch.cwd,
         "uid": user.uid,
         "gid": user.gid,
@@ -64,7 +66,7 @@ def build(launch: Launch, user: User, places: Places, boot_id: str) -> dict[str,
         "program": marshal.dumps(program),
         "handover": None if handover is None else handover.encode("utf-8", "replace"),
         "stdin": launch.stdin,
-        "listen": places.template(launch.id) if listens else None,
+        "listen": places.template(launch.id) if launch.kind == TEMPLATE else None,
         "template": None if launch.template is None else places.template(launch.template),
         "credentials": {
             name: value.encode("utf-8", "replace") for name, value in launch.secrets.items()
@@ -79,7 +81,7 @@ def build(launch: Launch, user: User, places: Places, boot_id: str) -> dict[str,
     }
 
 
-def _environment(launch: Launch, user: User, places: Places) -> Mapping[str, str]:
+def _environment(launch: Launch, user: User, places: Places, listens: bool) -> Mapping[str, str]:
     env = {
         "PATH": DEFAULT_PATH,
         "LANG": "C.UTF-8",
@@ -96,8 +98,8 @@ def _environment(launch: Launch, user: User, places: Places) -> Mapping[str, str
     if launch.secrets:
         env["CREDENTIALS_DIRECTORY"] = places.credentials(launch.id, launch.attempt)
     if launch.handover is not None:
-        env["BGTASK_HANDOVER_FD"] = str(LISTEN + (launch.kind == TEMPLATE))
-    if launch.kind == TEMPLATE:
+        env["BGTASK_HANDOVER_FD"] = str(LISTEN + listens)
+    if listens:
         env["LISTEN_FDS"] = "1"
     return env
 

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from bgtaskd.launcher.messages import Launch, SystemdError, parsed
 from bgtaskd.launcher.supervision import ForkServer
-from bgtaskd.units import scope_name, slice_name
+from bgtaskd.units import scope_name, slice_name, worker_slice_name
 
 Answer = Callable[[dict[str, Any]], None]
 SPARES: Final = 2
@@ -44,6 +44,8 @@ class Start:
     request: bytes
     answer: Answer
     supervisor: Supervisor
+    fd: int | None = None
+    """A descriptor that goes with the request."""
     tries: int = 0
     pid: int | None = None
     """The process to put into the scope, once it is known."""
@@ -69,9 +71,14 @@ class Starts:
         key = (task_id, attempt)
         return any((one.launch.id, one.launch.attempt) == key for one in self._starts.values())
 
-    def begin(self, launch: Launch, request: dict[str, Any], answer: Answer) -> None:
-        """Launch; ``request`` is for Supervisor.register(). Raises OSError where nothing can be forked."""
-        start = Start(launch, marshal.dumps(request), answer, self._take())
+    def begin(
+        self, launch: Launch, request: dict[str, Any], answer: Answer, fd: int | None = None
+    ) -> None:
+        """Launch; ``request`` and ``fd`` are for Supervisor.register().
+
+        Raises OSError where nothing can be forked.
+        """
+        start = Start(launch, marshal.dumps(request), answer, self._take(), fd)
         start.deadline = time.monotonic() + UNIT_EXISTS_PATIENCE
         self._hire(start)
 
@@ -128,7 +135,12 @@ class Starts:
         self._starts[supervisor] = start
         try:
             supervisor.socket.setblocking(True)
-            supervisor.socket.sendall(len(start.request).to_bytes(8, "big") + start.request)
+            length = len(start.request).to_bytes(8, "big")
+            if start.fd is None:
+                supervisor.socket.sendall(length + start.request)
+            else:
+                socket.send_fds(supervisor.socket, [length], [start.fd])
+                supervisor.socket.sendall(start.request)
             supervisor.socket.setblocking(False)
         except OSError:  # it was killed while it waited
             self._hire_another(start)
@@ -207,7 +219,7 @@ class Starts:
         properties: list[tuple[str, str, Any]] = [
             ("PIDs", "au", [start.pid]),
             ("Description", "s", f"bgtaskd task {launch.id}: {_printable(launch.name)}"),
-            ("Slice", "s", slice_name(launch.queue)),
+            ("Slice", "s", _slice(launch)),
             ("CollectMode", "s", "inactive-or-failed"),
             ("TimeoutStopUSec", "t", launch.stop_timeout_usec),
         ]
@@ -251,6 +263,12 @@ def _has_hung_up(sock: socket.socket) -> bool:
         return False
     except OSError:
         return True
+
+
+def _slice(launch: Launch) -> str:
+    if launch.worker is None:
+        return slice_name(launch.queue)
+    return worker_slice_name(launch.queue, launch.worker)
 
 
 def _printable(name: str) -> str:

@@ -94,7 +94,7 @@ class Supervisor:
 
     # --- the start ------------------------------------------------------------------------------
 
-    def register(self, request: dict[str, Any]) -> None:
+    def register(self, request: dict[str, Any], fds: list[int]) -> None:
         """Take an attempt: write its record, which says that nobody else may start it.
 
         ``request``: id, attempt, unit, uid; ``identity``, what records and hellos begin with (JSON, without
@@ -103,10 +103,11 @@ class Supervisor:
         it from, or None; ``handover``, what its process may read from a descriptor (bytes or None);
         ``credentials``, its secrets by name;
         timeout_usec, stall_timeout_usec, runtime_max_usec, output_to, output_cap, journal_burst;
-        ``asked``, when (CLOCK_MONOTONIC).
+        ``asked``, when (CLOCK_MONOTONIC). ``fds``: the socket on which the task is called, if it has one.
         Raises AlreadyLaunched.
         """
         self.request = request
+        self.called_at = fds
         self.id, self.attempt = request["id"], request["attempt"]
         if request["template"] is not None:
             self._fork_from(request["template"])
@@ -186,6 +187,7 @@ class Supervisor:
             stdin = fds[0] if fds else None
             wrong = self.task.open_gate(request["program"], request["handover"], stdin)
         else:
+            fds += self.called_at
             if request["listen"] is not None:
                 fds.append(warm.listen(request["listen"]))
             if request["handover"] is not None:

@@ -151,20 +151,20 @@ class SqliteStorage:
     """A Storage in one file. Writing and reading use a connection each, so a read never waits for a write."""
 
     def __init__(self, path: Path) -> None:
-        with _translated():
-            self._writer = _connect(path)
+        with translated():
+            self._writer = connect(path)
             _migrate(self._writer)
-            self._reader = _connect(path)
+            self._reader = connect(path)
 
     def apply(self, operations: Sequence[Operation]) -> None:
         """See Storage."""
-        with _translated(), _transaction(self._writer):
+        with translated(), transaction(self._writer):
             for operation in operations:
                 _APPLY[type(operation)](self._writer, operation)
 
     def next_task_id(self) -> int:
         """See Storage."""
-        with _translated():
+        with translated():
             row = self._reader.execute(
                 "SELECT seq FROM sqlite_sequence WHERE name = 'task'"
             ).fetchone()
@@ -172,7 +172,7 @@ class SqliteStorage:
 
     def raise_next_task_id(self, task_id: int) -> None:
         """Give out no id below this one any more (others have been seen in use)."""
-        with _translated(), _transaction(self._writer):
+        with translated(), transaction(self._writer):
             self._writer.execute("DELETE FROM sqlite_sequence WHERE name = 'task'")
             self._writer.execute("INSERT INTO sqlite_sequence VALUES ('task', ?)", (task_id - 1,))
 
@@ -199,7 +199,7 @@ class SqliteStorage:
         ):
             if value is not None:
                 where.append(column)
-                values.append(_storable(value) if isinstance(value, str) else value)
+                values.append(storable(value) if isinstance(value, str) else value)
         states = None if query.states is None else [one.value for one in query.states]
         for column, some in (("state", states), ("kind", query.kinds)):
             if some is not None:
@@ -210,8 +210,8 @@ class SqliteStorage:
 
     def lately_ended(self, owner_uid: int | None, name_glob: str | None) -> Sequence[Ended]:
         """See Storage."""
-        glob = _storable(name_glob) or "*"
-        with _translated():
+        glob = storable(name_glob) or "*"
+        with translated():
             if owner_uid is None:
                 rows = self._reader.execute(ENDED_OF_ALL, (LATELY_MAX, glob)).fetchall()
             else:
@@ -221,13 +221,13 @@ class SqliteStorage:
 
     def counts(self) -> dict[State, int]:
         """See Storage."""
-        with _translated():
+        with translated():
             rows = self._reader.execute("SELECT state, tasks FROM count").fetchall()
         return {State(state): tasks for state, tasks in rows}
 
     def messages(self, task_id: int, after: int = 0) -> Sequence[Message]:
         """See Storage."""
-        with _translated():
+        with translated():
             rows = self._reader.execute(
                 "SELECT seq, name, payload, created FROM message WHERE task_id = ? AND seq > ?"
                 " ORDER BY seq",
@@ -239,7 +239,7 @@ class SqliteStorage:
 
     def last_message_seq(self, task_id: int) -> int:
         """See Storage."""
-        with _translated():
+        with translated():
             row = self._reader.execute(
                 "SELECT seq FROM message_seq WHERE task_id = ?", (task_id,)
             ).fetchone()
@@ -247,7 +247,7 @@ class SqliteStorage:
 
     def config(self, task_id: int) -> Any:
         """See Storage."""
-        with _translated():
+        with translated():
             row = self._reader.execute(
                 "SELECT config FROM config WHERE task_id = ?", (task_id,)
             ).fetchone()
@@ -255,20 +255,20 @@ class SqliteStorage:
 
     def schedules(self) -> dict[str, dict[str, Any]]:
         """See Storage."""
-        with _translated():
+        with translated():
             rows = self._reader.execute("SELECT name, body FROM schedule").fetchall()
             return {name: json.loads(body) for name, body in rows}
 
     def flags(self) -> dict[str, str]:
         """See Storage."""
-        with _translated():
+        with translated():
             return dict(self._reader.execute("SELECT name, value FROM flag").fetchall())
 
     def ended_before(
         self, success: int | None, any_result: int | None, limit: int
     ) -> Sequence[int]:
         """See Storage."""
-        with _translated():
+        with translated():
             rows = self._reader.execute(
                 "SELECT id FROM task WHERE ended IS NOT NULL AND state IN ('finished', 'failed', 'stopped')"
                 " AND ((result = 'success' AND ended < ?) OR ended < ?) ORDER BY ended LIMIT ?",
@@ -278,7 +278,7 @@ class SqliteStorage:
 
     def vacuum(self, pages: int = 1000) -> None:
         """Give freed pages back to the file system, so many at the most."""
-        with _translated():
+        with translated():
             self._writer.execute(f"PRAGMA incremental_vacuum({int(pages)})").fetchall()
 
     def close(self) -> None:
@@ -287,7 +287,7 @@ class SqliteStorage:
         self._writer.close()
 
     def _tasks(self, clause: str, values: Sequence[Any]) -> Sequence[Task]:
-        with _translated():
+        with translated():
             rows = self._reader.execute(f"{SELECT} {clause}", values).fetchall()
         return [_task(row) for row in rows]
 
@@ -302,21 +302,26 @@ def open_storage(path: Path) -> tuple[SqliteStorage, Path | None]:
         storage.unended()
         storage.counts()
     except StorageCorrupt:
-        aside = path.with_name(
-            f"{path.name}.corrupt-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}"
-        )
-        for suffix in ("", "-wal", "-shm"):
-            with contextlib.suppress(FileNotFoundError):
-                path.with_name(path.name + suffix).rename(aside.with_name(aside.name + suffix))
+        aside = move_aside(path)
         return SqliteStorage(path), aside
     return storage, None
+
+
+def move_aside(path: Path) -> Path:
+    """A corrupt database out of the way; where it lies now."""
+    aside = path.with_name(f"{path.name}.corrupt-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}")
+    for suffix in ("", "-wal", "-shm"):
+        with contextlib.suppress(FileNotFoundError):
+            path.with_name(path.name + suffix).rename(aside.with_name(aside.name + suffix))
+    return aside
 
 
 class StorageCorrupt(StorageError):
     """The file is not a database, or a damaged one."""
 
 
-def _connect(path: Path) -> sqlite3.Connection:
+def connect(path: Path) -> sqlite3.Connection:
+    """A connection with our settings."""
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10)
     connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
     connection.execute("PRAGMA journal_mode = WAL")
@@ -337,7 +342,8 @@ def _migrate(connection: sqlite3.Connection) -> None:
 
 
 @contextlib.contextmanager
-def _translated() -> Iterator[None]:
+def translated() -> Iterator[None]:
+    """What SQLite raises, as StorageError."""
     try:
         yield
     except sqlite3.DatabaseError as error:
@@ -354,7 +360,8 @@ def _translated() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
+def transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    """One transaction: all of it, or nothing."""
     connection.execute("BEGIN IMMEDIATE")
     try:
         yield
@@ -365,7 +372,7 @@ def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
         raise
 
 
-def _storable(text: str | None) -> str | None:
+def storable(text: str | None) -> str | None:
     """Text without lone surrogates: SQLite keeps UTF-8, and no caller's string may fail a commit."""
     return None if text is None else text.encode("utf-8", "replace").decode()
 
@@ -386,9 +393,9 @@ def _changing(task: Task) -> list[Any]:
         task.percent,
         task.total,
         task.finished,
-        _storable(task.message),
+        storable(task.message),
         None if task.value is None else json.dumps(task.value),
-        _storable(task.error),
+        storable(task.error),
         None if task.failure is None else json.dumps(dict(task.failure)),
         task.cpu_usec,
         task.memory_peak,
@@ -405,16 +412,16 @@ def _put_task(connection: sqlite3.Connection, operation: PutTask) -> None:
     if connection.execute(UPDATE, (*changing, task.id)).rowcount:
         return
     spec = task.spec
-    fixed = (task.id, task.owner_uid, task.uid, _storable(task.user))
+    fixed = (task.id, task.owner_uid, task.uid, storable(task.user))
     connection.execute(INSERT, (*fixed, *_specified(spec), task.created, *changing))
 
 
 def _specified(spec: TaskSpec) -> tuple[Any, ...]:
     return (
-        _storable(spec.name),
+        storable(spec.name),
         spec.queue,
-        _storable(spec.merge_key),
-        _storable(spec.group),
+        storable(spec.merge_key),
+        storable(spec.group),
         spec.kind,
         json.dumps(spec.to_json()),
     )
@@ -442,7 +449,7 @@ def _put_message(connection: sqlite3.Connection, operation: PutMessage) -> None:
     payload = json.dumps(one.payload)
     connection.execute(
         "INSERT INTO message VALUES (?, ?, ?, ?, ?)",
-        (one.task_id, one.seq, _storable(one.name), payload, one.created),
+        (one.task_id, one.seq, storable(one.name), payload, one.created),
     )
     connection.execute("INSERT OR REPLACE INTO message_seq VALUES (?, ?)", (one.task_id, one.seq))
 

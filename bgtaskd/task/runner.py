@@ -30,6 +30,10 @@ def main() -> int:
     except (NotInTask, OSError, ValueError) as error:
         print(f"bgtaskd: this runs inside of tasks only: {error}", file=sys.stderr)
         return FAILED
+    if "worker" in handover:
+        from bgtaskd.task import serving
+
+        return serving.serve(handover)
     return run(handover) if "target" in handover else _serve(handover)
 
 
@@ -118,7 +122,7 @@ def _hand_over(status: OwnStatus, value: Any) -> None:
 
 def _failed(status: OwnStatus, error: BaseException) -> None:
     """Tell of an exception: on standard error (so in the output and the journal), and to the daemon."""
-    text = "".join(traceback.format_exception(type(error), error, _beyond_us(error.__traceback__)))
+    text = traceback_of(error)
     sys.stdout.flush()
     print(text, end="", file=sys.stderr)
     kind = type(error)
@@ -128,14 +132,19 @@ def _failed(status: OwnStatus, error: BaseException) -> None:
     if isinstance(error, BgtaskdError):
         name = kind.__name__
     failure = {
-        "type": _fit(name, TYPE_MAX),
-        "message": _fit(_words(error), MESSAGE_MAX),
-        "traceback": _fit(text, TRACEBACK_MAX),
+        "type": fit(name, TYPE_MAX),
+        "message": fit(_words(error), MESSAGE_MAX),
+        "traceback": fit(text, TRACEBACK_MAX),
     }
     try:
         status.report_end(failure=failure)
     except (BgtaskdError, RemoteError) as problem:
         print(f"bgtaskd: this could not be reported: {problem}", file=sys.stderr)
+
+
+def traceback_of(error: BaseException) -> str:
+    """An exception as Python prints it, from where the task's own code begins."""
+    return "".join(traceback.format_exception(type(error), error, _beyond_us(error.__traceback__)))
 
 
 def _beyond_us(tb: TracebackType | None) -> TracebackType | None:
@@ -156,7 +165,7 @@ def _words(error: BaseException) -> str:
         return "(its text cannot be had)"
 
 
-def _fit(text: str, size: int) -> str:
+def fit(text: str, size: int) -> str:
     """So many bytes of UTF-8 at most: the middle of what is longer is left out."""
     data = text.encode("utf-8", "backslashreplace")
     if len(data) <= size:

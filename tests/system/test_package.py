@@ -85,10 +85,11 @@ def test_installed_everything_is_up_and_as_it_should_be(fresh_machine: Container
         "bgtaskd.socket",
         "bgtaskd-supervisors.socket",
         "bgtaskd-tasks.socket",
+        "bgtaskd-workers.socket",
         "bgtaskd-launcher.socket",
     ]
-    assert fresh_machine.systemctl("is-active", *units).split() == ["active"] * 5
-    assert fresh_machine.systemctl("is-enabled", *units).split() == ["enabled"] * 5
+    assert fresh_machine.systemctl("is-active", *units).split() == ["active"] * 6
+    assert fresh_machine.systemctl("is-enabled", *units).split() == ["enabled"] * 6
     assert fresh_machine.failed_units() == []
     # The name is ours from the first start on, though the bus read its policy before the user existed.
     fresh_machine.wait_for(
