@@ -71,6 +71,10 @@ LIST_WEIGHT: Final = 512 * 1024
 FOR_TASKS: Final = frozenset(
     "Get Watch Wait Output Signal Signals ClearSignals Report GetConfig".split()
 )
+# What makes something run. A task's own user (anonymous, say) may steer it, but have nothing started.
+FOR_MEMBERS: Final = frozenset(
+    "Start Edit Retry Send AddSchedule EnableSchedule FireSchedule".split()
+)
 MESSAGES_MAX: Final = 10_000
 
 
@@ -167,7 +171,12 @@ class Api:
             raise LauncherFailed(reason=str(error)) from None
 
     async def call(self, peer: Peer, operation: str, parameters: Mapping[str, Any]) -> Reply:
-        """The same operations for another door (D-Bus): the first reply, where there are several."""
+        """The same operations for another door (D-Bus): the first reply, where there are several.
+
+        Who may connect to the control socket is the file system's business; to that door everybody may come.
+        """
+        if operation in FOR_MEMBERS and not self.policy.may_start(peer):
+            raise PermissionDenied(reason=f"{operation} is for the group bgtask")
         result = self.handlers()[operation](Call(operation, parameters, peer, False))
         if not isinstance(result, AsyncGenerator):
             return await result

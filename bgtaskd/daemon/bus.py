@@ -2,8 +2,8 @@
 """The D-Bus door: org.bgtaskd1 on the system bus, or on a user's own.
 
 It has no rules and no state of its own. A method is an operation of the daemon, called as the user whom the
-bus names; an event of the daemon is a signal. The interface is in bus_interface, described in
-org.bgtaskd1(7).
+bus names (bus_calls); an event of the daemon is a signal. The interface is in bus_methods and bus_interface,
+described in org.bgtaskd1(7).
 
 Signals are broadcast, and everybody on the machine may listen: on the system bus they say which task is how
 far and no more than that. What a task wrote or was told is for those who may Get it.
@@ -15,57 +15,26 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections import Counter
-from collections.abc import AsyncIterator, Mapping
-from pathlib import Path
-from typing import Any, Final, Protocol
+from collections.abc import Mapping
+from typing import Any, Final
 
-from dbus_next import Message, MessageFlag, MessageType, Variant
+from dbus_next import MessageType
 
-from bgtaskd import errors, model
-from bgtaskd.daemon import bus_signals, polkit
-from bgtaskd.daemon.bus_connection import BusError, Callers, Connection
-from bgtaskd.daemon.bus_interface import (
-    METHODS,
-    PROPERTIES,
-    Method,
-    introspection,
-    property_values,
-    text,
-)
-from bgtaskd.daemon.bus_signals import INTERFACE, PATH, Outbox, OutboxFull, Pace
-from bgtaskd.protocol.peer import Peer
+from bgtaskd import model
+from bgtaskd.daemon import bus_signals
+from bgtaskd.daemon.bus_calls import NAME, Calls, Facade, Incoming
+from bgtaskd.daemon.bus_connection import Callers, Connection
+from bgtaskd.daemon.bus_signals import Outbox, OutboxFull, Pace
 
 logger = logging.getLogger(__name__)
 
-NAME: Final = "org.bgtaskd1"
 SYSTEM_BUS: Final = "unix:path=/run/dbus/system_bus_socket"
 FIRST_ATTEMPT: Final = 5.0
 """Seconds that the start of the daemon may wait for the bus."""
 BACK_OFF: Final = (0.2, 30.0)
 """Seconds before the first and, doubling, between later attempts to get back on the bus."""
-CALLS_PER_USER: Final = 64
-"""Calls of one user that may be under way."""
 
 _FREEDESKTOP: Final = "org.freedesktop.DBus"
-_ERROR: Final = "org.freedesktop.DBus.Error."
-
-
-class Facade(Protocol):
-    """The daemon's operations, as every door calls them."""
-
-    async def call(
-        self, peer: Peer, operation: str, parameters: Mapping[str, Any]
-    ) -> Mapping[str, Any]:
-        """Call an operation of org.bgtaskd by name. Raises what is in bgtaskd.errors."""
-
-
-class Refusal(Exception):
-    """A call is answered with this error of D-Bus."""
-
-    def __init__(self, name: str, words: str) -> None:
-        self.name = name
-        super().__init__(words)
 
 
 def bus_address(user: bool) -> str:
@@ -83,7 +52,7 @@ class Bus:
     """
 
     def __init__(self, facade: Facade, *, user: bool = False, address: str | None = None) -> None:
-        self._facade = facade
+        self._calls = Calls(facade, user=user)
         self._user = user
         self._address = address or bus_address(user)
         self._connection: Connection | None = None
@@ -93,7 +62,6 @@ class Bus:
         self._pace = Pace(self._changed)
         self._sending: asyncio.Future[None] | None = None
         self._flush_due = False
-        self._calls: Counter[int] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
         self._keeper: asyncio.Task[None] | None = None
 
@@ -250,152 +218,11 @@ class Bus:
             return True
         if message.message_type is not MessageType.METHOD_CALL:
             return False
-        connection = self._connection
-        if connection is None:
+        connection, callers = self._connection, self._callers
+        if connection is None or callers is None:
             return True
-        task = asyncio.get_running_loop().create_task(self._answer(connection, message))
+        call = Incoming(connection, callers, message)
+        task = asyncio.get_running_loop().create_task(self._calls.answer(call))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return True
-
-    async def _dispatch(self, connection: Connection, message: Any) -> Any:
-        """The reply. Raises Refusal, and what operations raise."""
-        interface, member, path = message.interface, message.member, message.path
-        if interface == "org.freedesktop.DBus.Peer":
-            if member == "Ping" and not message.signature:
-                return Message.new_method_return(message)
-            if member == "GetMachineId" and not message.signature:
-                return Message.new_method_return(message, "s", [_machine_id()])
-            raise _unknown_method(message)
-        description = introspection(path)
-        if description is None:
-            raise Refusal(_ERROR + "UnknownObject", f"there is no object {path}")
-        if member == "Introspect" and interface in (None, "org.freedesktop.DBus.Introspectable"):
-            return Message.new_method_return(message, "s", [description])
-        if path != PATH:
-            raise _unknown_method(message)
-        if interface == "org.freedesktop.DBus.Properties":
-            return await self._properties(message)
-        method = METHODS.get(member)
-        if method is None or interface not in (None, INTERFACE):
-            raise _unknown_method(message)
-        if message.signature != method.signature_in:
-            raise Refusal(
-                _ERROR + "InvalidArgs",
-                f'{member} takes "{method.signature_in}", not "{message.signature}"',
-            )
-        return await self._method(connection, message, method)
-
-    async def _properties(self, message: Any) -> Any:
-        expected = {"Get": "ss", "GetAll": "s", "Set": "ssv"}.get(message.member)
-        if expected is None:
-            raise _unknown_method(message)
-        if message.signature != expected:
-            raise Refusal(_ERROR + "InvalidArgs", f'{message.member} takes "{expected}"')
-        if message.member == "Set":
-            raise Refusal(_ERROR + "PropertyReadOnly", "all properties are read-only")
-        if message.body[0] not in ("", INTERFACE):
-            if message.member == "GetAll" and message.body[0].startswith(_FREEDESKTOP + "."):
-                return Message.new_method_return(message, "a{sv}", [{}])
-            raise Refusal(_ERROR + "UnknownInterface", f"no interface {message.body[0]} here")
-        if message.member == "Get" and message.body[1] not in PROPERTIES:
-            raise Refusal(_ERROR + "UnknownProperty", f"there is no property {message.body[1]}")
-        async with self._as_caller(message) as peer:
-            values = property_values(await self._facade.call(peer, "Status", {}))
-        if message.member == "Get":
-            value: Variant = values[message.body[1]]
-            return Message.new_method_return(message, "v", [value])
-        return Message.new_method_return(message, "a{sv}", [values])
-
-    async def _method(self, connection: Connection, message: Any, method: Method) -> Any:
-        async with self._as_caller(message) as peer:
-            parameters = method.parameters(*message.body)
-            try:
-                result = await self._facade.call(peer, method.name, parameters)
-            except (errors.PermissionDenied, errors.NoSuchTask) as refusal:
-                # The daemon does not tell strangers which tasks there are: either may mean "not yours".
-                if self._user or peer.uid == 0 or not method.is_about_a_task:
-                    raise
-                await self._authorize(connection, message, peer, method, refusal)
-                # As an administrator, then: polkit's yes says no less than that.
-                admin = Peer(uid=0, gid=0, pid=peer.pid)
-                result = await self._facade.call(admin, method.name, parameters)
-        return Message.new_method_return(message, method.signature_out, method.answer(result))
-
-    async def _authorize(
-        self,
-        connection: Connection,
-        message: Any,
-        peer: Peer,
-        method: Method,
-        refusal: errors.BgtaskdError,
-    ) -> None:
-        """Return if polkit lets the caller manage other people's tasks; else raise the refusal."""
-        interactive = bool(message.flags & MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION)
-        details = {"verb": method.name, "id": str(message.body[0])}
-        answer = await polkit.may_manage(connection, message.sender, interactive, details)
-        if answer is polkit.Answer.YES:
-            logger.info(
-                "polkit lets uid %d (%s) %s task %d",
-                peer.uid,
-                message.sender,
-                method.name,
-                message.body[0],
-            )
-            return
-        if answer is polkit.Answer.WOULD_ASK and isinstance(refusal, errors.PermissionDenied):
-            raise Refusal(
-                _ERROR + "InteractiveAuthorizationRequired", "Interactive authentication required."
-            )
-        raise refusal
-
-    @contextlib.asynccontextmanager
-    async def _as_caller(self, message: Any) -> AsyncIterator[Peer]:
-        """Who calls, while one of their calls is under way."""
-        if self._callers is None:
-            raise Refusal(_ERROR + "Disconnected", "the bus has gone")
-        peer = await self._callers.peer(message.sender)
-        if self._calls[peer.uid] >= CALLS_PER_USER:
-            raise Refusal(_ERROR + "LimitsExceeded", f"more than {CALLS_PER_USER} calls under way")
-        self._calls[peer.uid] += 1
-        try:
-            yield peer
-        finally:
-            self._calls[peer.uid] -= 1
-            if not self._calls[peer.uid]:
-                del self._calls[peer.uid]
-
-    async def _answer(self, connection: Connection, message: Any) -> None:
-        """Every error becomes D-Bus's here, and nowhere else."""
-        try:
-            reply = await self._dispatch(connection, message)
-        except Refusal as refusal:
-            self._refuse(connection, message, refusal)
-        except errors.RemoteError as error:
-            name = f"{NAME}.Error.{error.name.rpartition('.')[2]}"
-            self._refuse(connection, message, Refusal(name, str(error)))
-        except BusError as error:
-            self._refuse(connection, message, Refusal(_ERROR + "AccessDenied", str(error)))
-        except Exception:
-            logger.exception("%s over D-Bus", message.member)
-            self._refuse(connection, message, Refusal(_ERROR + "Failed", "internal error"))
-        else:
-            self._reply(connection, message, reply)
-
-    def _refuse(self, connection: Connection, message: Any, refusal: Refusal) -> None:
-        words = text(str(refusal))
-        self._reply(connection, message, Message.new_error(message, refusal.name, words))
-
-    def _reply(self, connection: Connection, message: Any, reply: Any) -> None:
-        if not message.flags & MessageFlag.NO_REPLY_EXPECTED and connection.connected:
-            connection.reply(reply)
-
-
-def _unknown_method(message: Any) -> Refusal:
-    return Refusal(
-        _ERROR + "UnknownMethod", f"there is no method {message.interface}.{message.member} here"
-    )
-
-
-def _machine_id() -> str:
-    return Path("/etc/machine-id").read_text("ascii").strip()

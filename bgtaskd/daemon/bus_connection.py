@@ -4,8 +4,9 @@
 dbus-next decodes whatever comes, a value at a time in Python, in one go; it drops the connection at what it
 does not know, and at a bus that is slow to read. Anybody on the system bus could stop the daemon for minutes
 with one message of 32 MiB. So here: only bodies of plain values (strings and numbers) are decoded, unless
-they answer a question of ours; a flood is read in helpings, between which the daemon goes on with its work;
-what cannot be read is skipped; what cannot be written waits.
+they answer a question of ours, and what else is not too large is left to bus_reader; a flood is read in
+helpings, between which the daemon goes on with its work; what cannot be read is skipped; what cannot be written
+waits.
 
 The insides that are replaced are those of dbus-next 0.2.3, whose upstream is dormant; the tests fail should
 they ever change.
@@ -25,12 +26,11 @@ from dbus_next import Message, MessageType
 from dbus_next._private.unmarshaller import MarshallerStreamEndError, Unmarshaller
 from dbus_next.aio.message_bus import MessageBus, _MessageWriter
 
+from bgtaskd.daemon.bus_reader import BODY_MAX, FLAT, RawBody
 from bgtaskd.protocol.peer import NOBODY, Peer
 
 logger = logging.getLogger(__name__)
 
-FLAT: Final = frozenset("ybnqiuxtdsog")
-"""The types of D-Bus that hold nothing else: decoding them takes no time worth naming."""
 ARGUMENTS_MAX: Final = 8
 MESSAGES_A_TURN: Final = 32
 """How many messages are taken before everybody else in the daemon gets a turn."""
@@ -54,7 +54,7 @@ class BusError(Exception):
 class _Unmarshaller(Unmarshaller):  # type: ignore[misc]
     """Reads a whole message, then decodes no more of it than is safe.
 
-    A body that was left alone is None.
+    A body that was left alone is a RawBody, or None where it is too large for any method.
     """
 
     message: Any
@@ -80,13 +80,19 @@ class _Unmarshaller(Unmarshaller):  # type: ignore[misc]
             logger.debug("skipped a D-Bus message that cannot be read: %r", error)
             self.message = _UNREADABLE
 
-    def _body(self, message: Any) -> list[Any] | None:
+    def _body(self, message: Any) -> list[Any] | RawBody | None:
         types = message.signature_tree.types
         if message.message_type in (MessageType.METHOD_CALL, MessageType.SIGNAL):
-            signature = message.signature
-            if len(types) > ARGUMENTS_MAX or not FLAT.issuperset(signature):
+            if len(types) > ARGUMENTS_MAX:
                 return None
+            if not FLAT.issuperset(message.signature):
+                return self._raw_body() if message.message_type is MessageType.METHOD_CALL else None
         return [self.read_argument(one) for one in types]
+
+    def _raw_body(self) -> RawBody | None:
+        data = memoryview(self.buf)[self.offset :]
+        order = "<" if self.buf[0] == ord("l") else ">"
+        return None if len(data) > BODY_MAX else RawBody(bytes(data), order)
 
 
 class _Writer(_MessageWriter):  # type: ignore[misc]

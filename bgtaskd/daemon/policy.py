@@ -39,6 +39,10 @@ class Policy:
             return True
         return _gid(self._config.admin_group) in peer.groups
 
+    def may_start(self, peer: Peer) -> bool:
+        """Whether the caller may have anything started: who may connect to the control socket."""
+        return self.is_admin(peer) or _gid(self._config.group) in peer.groups
+
     def may_steer(self, peer: Peer, task: Task) -> bool:
         """Whether the caller may change the task: its owner, the app that it requests, administrators."""
         return (

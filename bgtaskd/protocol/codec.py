@@ -74,24 +74,30 @@ def encode(message: dict[str, Any]) -> bytes:
 
 def decode(data: bytes, depth: int = DEPTH_MAX) -> dict[str, Any]:
     """One message, without its NUL. Raises MalformedMessage."""
+    message = decode_value(data, depth)
+    if not isinstance(message, dict):
+        raise MalformedMessage("a message must be a JSON object")
+    return message
+
+
+def decode_value(data: bytes, depth: int) -> Any:
+    """Any value, as it may stand in a message. Raises MalformedMessage."""
     try:
         text = data.decode("utf-8")
-        message = _DECODER.decode(text)
+        value = _DECODER.decode(text)
         if "\\ud" in text or "\\uD" in text:
-            json.dumps(message, ensure_ascii=False).encode("utf-8")
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError:
         raise MalformedMessage("not JSON: half of a surrogate pair is no text") from None
     except (ValueError, RecursionError) as error:
         raise MalformedMessage(f"not JSON: {str(error)[:200]}") from None
-    if not isinstance(message, dict):
-        raise MalformedMessage("a message must be a JSON object")
-    if text.count("[") + text.count("{") > depth and _is_deeper(message, depth):
+    if text.count("[") + text.count("{") > depth and _is_deeper(value, depth):
         raise MalformedMessage(f"nested deeper than {depth} levels")
-    return message
+    return value
 
 
-def _is_deeper(message: dict[str, Any], depth: int) -> bool:
-    level: list[Any] = [message]
+def _is_deeper(value: Any, depth: int) -> bool:
+    level = [value] if isinstance(value, (dict, list)) else []
     for _ in range(depth):
         level = [
             one

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from bgtaskd.daemon import bus_connection
 from bgtaskd.daemon.bus_connection import _Unmarshaller
+from bgtaskd.daemon.bus_reader import BODY_MAX, RawBody
 
 
 class Stream:
@@ -67,7 +68,6 @@ def test_plain_messages_are_what_dbus_next_makes_of_them(
     assert (message.signature, message.serial) == ("ts", 5)
 
 
-@pytest.mark.parametrize("kind", [MessageType.METHOD_CALL, MessageType.SIGNAL])
 @pytest.mark.parametrize(
     ("signature", "body"),
     [
@@ -76,15 +76,19 @@ def test_plain_messages_are_what_dbus_next_makes_of_them(
         ("(s)", [["a"]]),
         ("a{sv}", [{"a": Variant("s", "b")}]),
         ("s" * 9, ["a"] * 9),
+        ("as", [["a" * BODY_MAX]]),
     ],
+    ids=["ab", "v", "(s)", "a{sv}", "9s", "large"],
 )
-def test_what_strangers_nest_is_left_alone(
-    kind: MessageType, signature: str, body: list[Any]
-) -> None:
-    nested, plain = read_all(Stream(raw(signature, body, kind) + raw("s", ["next"])))
-    assert nested.body is None
-    assert nested.signature == signature
-    assert plain.body == ["next"]
+def test_what_strangers_nest_is_left_alone(signature: str, body: list[Any]) -> None:
+    for kind in (MessageType.METHOD_CALL, MessageType.SIGNAL):
+        nested, plain = read_all(Stream(raw(signature, body, kind) + raw("s", ["next"])))
+        assert nested.signature == signature
+        assert plain.body == ["next"]
+        if kind is MessageType.SIGNAL or signature in ("as", "s" * 9):
+            assert nested.body is None
+        else:
+            assert isinstance(nested.body, RawBody)
 
 
 def test_answers_are_decoded() -> None:

@@ -31,7 +31,8 @@ from dbus_next.aio import MessageBus
 from bgtaskd import errors
 from bgtaskd.daemon import bus as bus_module
 from bgtaskd.daemon import bus_connection, bus_signals, polkit
-from bgtaskd.daemon.bus import CALLS_PER_USER, Bus
+from bgtaskd.daemon.bus import Bus
+from bgtaskd.daemon.bus_calls import CALLS_PER_USER
 from bgtaskd.daemon.bus_connection import Callers, Connection
 from bgtaskd.model import TEMPLATE, Result, State, TaskSpec
 from bgtaskd.protocol.peer import NOBODY, Peer
@@ -74,6 +75,8 @@ class Facade:
         if operation == "Status":
             tasks = {"running": 2, "paused": 1, "queued": 3, "delayed": 4, "finished": 100}
             return {"version": "0.1", "launcher": "process", "tasks": tasks}
+        if operation == "Start":
+            return {"id": 43, "merged": False}
         if operation == "List":
             return {"tasks": [a_task(percent=50.0).to_json(), a_task(7).to_json()]}
         task_id = parameters["id"]
@@ -156,7 +159,7 @@ async def busctl(house: House, *argv: str) -> str:
 
 async def call(house: House, member: str, *argv: str) -> str:
     """A method of the manager, called by busctl: what it prints."""
-    return (await busctl(house, "call", NAME, PATH, MANAGER, member, *argv)).strip()
+    return (await busctl(house, "call", "--", NAME, PATH, MANAGER, member, *argv)).strip()
 
 
 async def error_of(house: House, member: str, *argv: str, path: str = PATH) -> tuple[str, str]:
@@ -218,6 +221,45 @@ def test_methods_are_operations_of_the_caller(house: House) -> None:
             assert (peer.uid, peer.gid) == (os.getuid(), os.getgid())
             assert peer.pid > 0
             assert set(peer.groups) >= set(os.getgroups())
+
+    asyncio.run(main())
+
+
+def test_what_a_method_takes_may_be_as_large_as_over_the_control_socket(house: House) -> None:
+    async def main() -> None:
+        facade = Facade()
+        async with serving(house, facade):
+            argv = ["as", "3", "sh", "-c", "true"]
+            settings = ["s", '{"a": 1}']
+            hook = ["a{sv}", "1", "argv", "as", "1", "true"]
+            spec = ["3", "argv", *argv, "settings", *settings, "on_end", *hook]
+            assert await call(house, "Start", "a{sv}", *spec) == "tb 43 false"
+            assert (
+                await call(house, "Edit", "ta{sv}", "42", "1", "env", "a{ss}", "1", "A", "b") == ""
+            )
+            client = await MessageBus(bus_address=house.address).connect()
+            long = {"argv": Variant("as", ["x" * 1000] * 1000)}
+            reply = await client.call(method_call("Start", "a{sv}", [long]))
+            assert reply.body == [43, False]
+            too_long = {"argv": Variant("as", ["x" * 1000] * 1100)}
+            reply = await client.call(method_call("Start", "a{sv}", [too_long]))
+            assert reply.error_name == "org.freedesktop.DBus.Error.LimitsExceeded"
+            reply = await client.call(method_call("Start", "a{sv}", [{"a": Variant("(s)", ["b"])}]))
+            assert reply.error_name == "org.freedesktop.DBus.Error.InvalidArgs"
+            reply = await client.call(method_call("Start", "a{sv}", [{"argv": Variant("s", "b")}]))
+            assert reply.error_name == "org.bgtaskd1.Error.InvalidSpec"
+            assert reply.body == ["argv: must be an array"]
+            client.disconnect()
+        spec_seen, changes, large = [parameters for _, _, parameters in facade.calls]
+        assert spec_seen == {
+            "spec": {
+                "argv": ["sh", "-c", "true"],
+                "settings": {"a": 1},
+                "on_end": {"argv": ["true"]},
+            }
+        }
+        assert changes == {"id": 42, "changes": {"env": {"A": "b"}}}
+        assert len(large["spec"]["argv"]) == 1000
 
     asyncio.run(main())
 
@@ -803,6 +845,21 @@ class TestPolkit:
         reply, _ = with_polkit(house, authority, "Kill", "tsi", [7, "all", 9], flags=flags)
         assert reply.message_type is MessageType.METHOD_RETURN
         assert authority.asked[0][3] == 1
+
+    def test_what_runs_as_them_is_their_owners_business(self, house: House) -> None:
+        authority = Polkit(True, False)
+        changes = {"argv": Variant("as", ["true"])}
+        for member, signature, body in (
+            ("Edit", "ta{sv}", [7, changes]),
+            ("Retry", "ta{sv}", [7, changes]),
+            ("Send", "tsb", [7, "true", False]),
+        ):
+            reply, facade = with_polkit(house, authority, member, signature, body)
+            assert reply.error_name == "org.bgtaskd1.Error.PermissionDenied"
+            assert len(facade.calls) == 1
+        assert authority.asked == []
+        reply, _ = with_polkit(house, authority, "Retry", "ta{sv}", [7, {}])
+        assert reply.message_type is MessageType.METHOD_RETURN
 
     def test_own_tasks_need_no_polkit(self, house: House) -> None:
         authority = Polkit(False, False)

@@ -20,12 +20,12 @@ from bgtaskd.protocol.peer import Peer
 
 REAL_GETPWNAM = pwd.getpwnam
 NAMES = {0: "root", 1: "ann", 2: "bob", 3: "cid"}
-GROUPS = {"bgtask-admin": 90, "builders": 91}
+GROUPS = {"bgtask-admin": 90, "builders": 91, "bgtask": 92}
 UIDS = st.sampled_from(sorted(NAMES))
 PEERS = st.builds(
     lambda uid, groups: Peer(uid=uid, gid=uid, pid=1, groups=frozenset(groups)),
     UIDS,
-    st.sets(st.sampled_from([90, 91])),
+    st.sets(st.sampled_from([90, 91, 92])),
 )
 RULES = st.builds(
     RunAsRule,
@@ -64,6 +64,13 @@ def test_owner_and_administrators_steer_and_the_user_sees(peer: Peer, uid: int, 
     steers = peer.uid in (0, owner) or 90 in peer.groups
     assert policy.may_steer(peer, one) == steers
     assert policy.may_see(peer, one) == (steers or peer.uid == uid)
+
+
+@given(PEERS)
+def test_who_may_have_something_started_is_who_may_connect(peer: Peer) -> None:
+    allowed = peer.uid == 0 or bool({90, 92} & set(peer.groups))
+    assert Policy(PolicyConfig()).may_start(peer) is allowed
+    assert Policy(PolicyConfig(), own_uid=peer.uid).may_start(peer)
 
 
 @given(PEERS, CONFIGS, UIDS)
