@@ -13,6 +13,7 @@ import pytest
 
 from tests.houses.container import Container
 from tests.system.test_spine import get, start, wait, wait_running
+from tests.system.test_workers import House
 
 MANAGER = ["org.bgtaskd1", "/org/bgtaskd1", "org.bgtaskd1.Manager"]
 RULE = """
@@ -238,6 +239,30 @@ def test_schedules_and_queues(machine: Container) -> None:
         call(machine, "ResumeQueue", "s", "default", user=None)
     assert "there is no queue none" in refusal(machine, "ResumeQueue", "s", "none", user=None)
     assert call(machine, "Clean", user=None) == [0]
+
+
+def test_long_living_tasks(machine: Container) -> None:
+    house = House(machine)
+    house.install("answers")
+    house.install("notes", "async", "Notes")
+    answer, number = call(
+        machine, "Call", "ssst", "answers", '{"a": 1}', "", "20000000", user="bob"
+    )
+    assert json.loads(answer)["echo"] == {"a": 1}
+    assert number == 0
+    [ids] = call(machine, "Submit", "sas", "notes", "2", "[1]", "[2]")
+    assert len(ids) == 2
+    machine.wait_for("both are done", lambda: len(house.notes()) == 2)
+    [workers] = call(machine, "Workers")
+    assert {one["name"]["data"] for one in workers} == {"answers", "notes"}
+    assert "may be called by" in refusal(
+        machine, "Call", "ssst", "answers", "1", "", "0", user="carol"
+    )
+    assert call(machine, "Workers", user="carol") == [[]]
+    assert "not here" in refusal(machine, "Call", "ssst", "answers", '{"do": "raise"}', "", "0")
+    assert call(machine, "AsidePayloads", "stt", "", "0", "0", user=None) == [[]]
+    assert call(machine, "DropPayloads", "at", "1", "77", user=None) == [[]]
+    house.clear()
 
 
 def test_only_the_group_has_anything_started(machine: Container) -> None:

@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("dbus_next")
 
 from dbus_next import Message, MessageType, Variant, introspection
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bgtaskd import errors
@@ -69,6 +69,7 @@ def test_a_row_of_list() -> None:
     assert marshalled(METHODS["List"].signature_out, [rows])
 
 
+@settings(deadline=None)
 @given(
     st.recursive(st.none() | st.booleans() | st.text() | st.integers(-(2**63), 2**63 - 1), st.lists)
 )
@@ -173,6 +174,7 @@ PLAIN = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(st.sampled_from(sorted(METHODS)), st.data())
 def test_whatever_comes_is_checked_or_refused(name: str, data: st.DataObject) -> None:
     """What passes may go to the operation: the Varlink interface has it so."""

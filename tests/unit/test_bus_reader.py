@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("dbus_next")
 
 from dbus_next import Message, MessageType, Variant
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bgtaskd.daemon.bus_connection import _Unmarshaller
@@ -86,6 +86,7 @@ def body_of(signature: str, values: list[Any], member: str = "C") -> RawBody:
     return body
 
 
+@settings(deadline=None)
 @given(st.lists(VALUES, min_size=1, max_size=4), st.text("abcdefghijk", min_size=1))
 def test_what_dbus_next_writes_is_read(values: list[Any], member: str) -> None:
     values.append(("at", [1]))  # something that is not flat
@@ -94,6 +95,7 @@ def test_what_dbus_next_writes_is_read(values: list[Any], member: str) -> None:
     assert read_body(body, signature) == [plain(*one) for one in values]
 
 
+@settings(deadline=None)
 @given(
     st.binary(),
     st.sampled_from(["a{sv}", "ta{sv}", "tat", "aas", "av", "a{sa{sv}}"]),
@@ -106,6 +108,7 @@ def test_anything_else_is_refused_in_words(data: bytes, signature: str, little: 
         assert str(error)
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_a_spoilt_body_is_refused_in_words(data: st.DataObject) -> None:
     spec = {
