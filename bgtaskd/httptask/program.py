@@ -88,7 +88,7 @@ class Exchange:
         self._handover = handover
         self._asked: Mapping[str, Any] = handover["request"]
         base = urlsplit(handover["base_url"])
-        self._host = base.netloc
+        self._host, self._scheme = base.netloc, base.scheme
         self._url = handover["base_url"] + self._asked["path"]
         self._where = f"{base.scheme}://{base.netloc}"
         if handover["unix_socket"] is not None:
@@ -153,7 +153,7 @@ class Exchange:
 
     def _tls(self) -> ssl.SSLContext | bool:
         """How the app's certificate is checked."""
-        if not self._url.startswith("https:"):
+        if self._scheme != "https":
             return False  # there is none
         try:
             context = ssl.create_default_context(cafile=self._handover["ca_file"])

@@ -214,6 +214,48 @@ def test_an_app_may_have_tls_or_a_socket(shop: Container, app: str) -> None:
     assert told["headers"]["HOST"] == ("shop.example" if app == "unix" else "localhost:8443")
 
 
+ASYNCIO = """
+import asyncio, bgtaskd, json, sys
+async def main():
+    client = bgtaskd.AsyncClient()
+    headers = {"content-type": "application/x-png", "Authorization": "x"}
+    told = []
+    for options in (
+        {"body": bytes(range(256)), "headers": headers, "query": {"a": [1, "\u00fc"]}, "queue": "default"},
+        {"json": {"a": None}, "cookies": {"sid": 1}, "as_user": False, "name": "by json"},
+    ):
+        task_id = await client.http("put", "/echo", app="shop", **options)
+        assert not task_id.merged
+        task = await client.wait(task_id)
+        told.append([task.name, json.loads(await client.output(task_id))])
+    print(json.dumps(told))
+asyncio.run(main())
+"""
+
+
+def test_the_asyncio_client_asks_the_same(shop: Container) -> None:
+    shop.write("/home/alice/asking.py", ASYNCIO)
+    done = shop.run(["python3", "/home/alice/asking.py"], user="alice")
+    [(name, first), (other, second)] = json.loads(done.stdout)
+    assert (name, other) == ("PUT /echo", "by json")
+    assert first["body"].encode("latin-1") == bytes(range(256))
+    assert (first["type"], first["query"]) == ("application/x-png", "a=1&a=%C3%BC")
+    assert (second["type"], second["body"]) == ("application/json", '{"a": null}')
+    assert "AUTHORIZATION" in first["headers"]
+    assert "COOKIE" not in second["headers"]
+
+
+def test_a_request_that_waits_can_be_edited(shop: Container) -> None:
+    task_id = http(shop, "--delay", "1h", "--cookie", "a=b", "--data", "n=1", "POST", "/echo")
+    edit = ["bgtaskctl", "edit", str(task_id)]
+    refused = shop.run([*edit, "--", "id"], user="alice", check=False)
+    assert refused.returncode != 0
+    shop.run([*edit, "--delay", "0s", "--priority", "7"], user="alice")
+    told = echoed(shop, task_id)
+    assert (told["body"], told["headers"]["COOKIE"]) == ("n=1", "a=b")
+    assert get(shop, task_id)["priority"] == 7
+
+
 def test_a_stop_hangs_up(shop: Container) -> None:
     shop.sh("rm -f /tmp/hung-up")
     task_id = http(shop, "GET", "/hang")
