@@ -165,6 +165,29 @@ def test_the_response_streams_and_the_route_reports(shop: Container) -> None:
     assert output(shop, task_id) == "begun\ndone\n"
 
 
+def test_requests_are_forked_from_one_process_that_is_ready(shop: Container) -> None:
+    def ready() -> list[dict[str, Any]]:
+        shown = shop.output("bgtaskctl", "list", "--kind", "template", "-o", "json")
+        return [one for one in json.loads(shown) if one["message"] == "ready"]
+
+    echoed(shop, http(shop, "GET", "/echo"))
+    shop.wait_for("a template", lambda: len(ready()) == 1)
+    [template] = ready()
+    assert template["user"] == "bgtaskd-http"
+    shop.sh("rm -f /tmp/go")
+    task_id = http(shop, "--cookie", "a=b", "GET", "/slow")
+    shop.wait_for("the first line", lambda: output(shop, task_id) == "begun\n")
+    group = f"/sys/fs/cgroup/bgtask.slice/bgtask-default.slice/{get(shop, task_id)['unit']}"
+    pid = shop.read(f"{group}/cgroup.procs").split()[0]
+    parent = shop.output("ps", "-o", "ppid=", "-p", pid).strip()
+    assert template["unit"] in shop.read(f"/proc/{parent}/cgroup")
+    [cores] = [one for one in shop.read(f"/proc/{pid}/limits").splitlines() if "core file" in one]
+    assert cores.split()[4:6] == ["0", "0"]
+    assert places_with(shop, KEY) == {"/etc/shop.key"}
+    shop.sh("touch /tmp/go")
+    assert wait(shop, task_id)["state"] == "finished"
+
+
 def test_the_same_request_of_the_same_session_is_merged(shop: Container) -> None:
     shop.sh("rm -f /tmp/go")
     ask = ["--cookie", "sid=1", "GET", "/slow"]
@@ -342,8 +365,12 @@ def test_nothing_else_runs_as_the_user_of_requests(shop: Container) -> None:
         shop.sh("rm /etc/bgtaskd/conf.d/http.yaml")
         shop.systemctl("reload", "bgtaskd.service")
     task = wait(shop, http(shop, "--on-end", "id -un", "GET", "/echo"))
-    shop.wait_for("the hook", lambda: "alice" in output(shop, task["id"] + 1))
-    assert get(shop, task["id"] + 1)["user"] == "alice"
+    [hook] = json.loads(
+        shop.output("bgtaskctl", "list", "--all", "--name", "*:end", "-o", "json", user="alice")
+    )
+    assert hook["user"] == "alice"
+    wait(shop, hook["id"])
+    assert output(shop, hook["id"]) == "alice\n"
 
 
 def test_neither_key_nor_session_is_to_be_found(shop: Container) -> None:
