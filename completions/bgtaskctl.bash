@@ -9,10 +9,14 @@ _bgtaskctl_queues() {
     bgtaskctl queues --no-legend --no-pager 2>/dev/null | while read -r queue _; do echo "$queue"; done
 }
 
+_bgtaskctl_workers() {
+    bgtaskctl workers --no-legend --no-pager 2>/dev/null | while read -r name _; do echo "$name"; done
+}
+
 _bgtaskctl() {
     local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]} verb= word
     local verbs='run http list status show output logs wait stop kill pause resume edit retry rm send stats clean signal signals
-        config update record schedule queues monitor check-config'
+        config update record schedule queues call workers monitor reload check-config'
     COMPREPLY=()
     local i skip=
     for ((i = 1; i < COMP_CWORD; i++)); do
@@ -65,6 +69,7 @@ _bgtaskctl() {
                 else
                     mapfile -t COMPREPLY < <(compgen -W "$(_bgtaskctl_ids --state queued,running)" -- "$cur")
                 fi ;;
+            call|workers) mapfile -t COMPREPLY < <(compgen -W "$(_bgtaskctl_workers | sort -u)" -- "$cur") ;;
             queues)
                 if [[ $prev == queues ]]; then
                     mapfile -t COMPREPLY < <(compgen -W 'list pause resume' -- "$cur")

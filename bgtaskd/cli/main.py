@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 import bgtaskd
 from bgtaskd import errors
-from bgtaskd.cli import changing, requesting, scheduling, verbs
+from bgtaskd.cli import changing, requesting, scheduling, verbs, workers
 from bgtaskd.cli.render import escaped
 from bgtaskd.properties import parse_timespan
 
@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
         if error.path == "/run/bgtaskd/control.sock":
             hint = "\nIs it running? systemctl status bgtaskd.socket"
         return _fail(NOT_REACHABLE, f"{error}{hint}")
-    except errors.NoSuchTask as error:
+    except (errors.NoSuchTask, errors.NoSuchWorker) as error:
         return _fail(NO_SUCH_TASK, str(error))
     except errors.PermissionDenied as error:
         return _fail(NOT_ALLOWED, str(error))
@@ -239,7 +239,10 @@ def parser() -> argparse.ArgumentParser:
         metavar="STATE[,STATE…]",
         help="only tasks in these states: " + ", ".join(STATES),
     )
-    one.add_argument("--kind", help="of this kind; template: what others are forked from")
+    one.add_argument(
+        "--kind",
+        help="of this kind; template: what others are forked from; worker: processes of named tasks",
+    )
     one.add_argument("--queue")
     one.add_argument("--name", help="a shell pattern")
     one.add_argument("--group")
@@ -301,12 +304,40 @@ def parser() -> argparse.ArgumentParser:
     one = verb("queues", verbs.queues, "List queues; pause or resume one")
     one.add_argument("action", choices=("list", "pause", "resume"), nargs="?", default="list")
     one.add_argument("queue", nargs="?")
+    _add_call(verb("call", workers.call, "Hand a payload to a named task; prints its answer"))
+    _add_workers(verb("workers", workers.workers, "Show the named tasks, and their processes"))
     one = verb("monitor", verbs.monitor, "Show what runs, as it changes")
     one.add_argument("--lines", action="store_true", help="a line a change, also on a terminal")
+    verb("reload", workers.reload, "Take the configuration files over; no task is dropped")
     one = verb("check-config", verbs.check_config, "Check the configuration files")
     one.add_argument("--config", default="/etc/bgtaskd.yaml")
     one.add_argument("--conf-d", default="/etc/bgtaskd/conf.d")
     return top
+
+
+def _add_call(one: argparse.ArgumentParser) -> None:
+    one.add_argument("name", metavar="NAME", type=_words)
+    one.add_argument(
+        "payload", metavar="JSON", type=_words, nargs="?", help="default: null; - is standard input"
+    )
+    one.add_argument("--timeout", type=_span, metavar="SPAN", help="wait no longer for the answer")
+    one.add_argument(
+        "--merge-key", metavar="KEY", type=_words, help="share the answer of such a call of yours"
+    )
+
+
+def _add_workers(one: argparse.ArgumentParser) -> None:
+    one.add_argument("names", metavar="NAME", type=_words, nargs="*")
+    which = one.add_mutually_exclusive_group()
+    which.add_argument(
+        "--failed", action="store_true", help="payloads that were set aside, and why"
+    )
+    for name, text in (("--retry", "try such payloads again"), ("--drop", "forget such payloads")):
+        which.add_argument(name, type=_payloads, metavar="ID[,ID…]|all", help=text)
+
+
+def _payloads(text: str) -> Any:
+    return text if text == workers.ALL else _ids(text)
 
 
 def _add_changes(one: argparse.ArgumentParser) -> None:

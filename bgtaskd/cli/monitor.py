@@ -9,13 +9,16 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 
 from bgtaskd.cli import show
 from bgtaskd.cli.patient import patiently
 from bgtaskd.cli.render import escaped, fitted
+from bgtaskd.cli.workers import worker_table
 from bgtaskd.client.blocking import Client
 from bgtaskd.client.task import TaskEvent, TaskInfo
+from bgtaskd.client.workers import WorkerInfo
 from bgtaskd.errors import BgtaskdError
 
 REDRAW_SECONDS = 0.1
@@ -48,11 +51,19 @@ def event_line(event: TaskEvent) -> str:
 
 
 def screenful(
-    live: list[TaskInfo], ended: list[TaskInfo], columns: int, lines: int, colours: bool
+    live: list[TaskInfo],
+    ended: list[TaskInfo],
+    columns: int,
+    lines: int,
+    colours: bool,
+    workers: Sequence[WorkerInfo] = (),
 ) -> list[str]:
-    """What is worth seeing, in so many lines at the most: what runs, what waits, what ended last."""
+    """What is worth seeing, in so many lines at the most: what runs, waits, ended last; named tasks."""
     live = sorted(live, key=lambda task: (ORDER.get(task.state, 9), task.id))
-    room = max(1, lines - 3)
+    below = [""] + worker_table(workers, columns, colours, True) if workers else []
+    if len(below) > lines // 2:  # their sum is the last line
+        below = [*below[: max(0, lines // 2 - 2)], "…", below[-1]]
+    room = max(1, lines - 3 - len(below))
     ended = sorted(ended, key=lambda task: task.ended or 0, reverse=True)[:SHOWN_ENDED]
     ended = ended[: max(0, room - len(live))] if len(live) + len(ended) > room else ended
     tasks = [*live[:room], *ended]
@@ -62,7 +73,7 @@ def screenful(
     table = show.task_table(tasks, columns, colours, legend=True) if tasks else []
     hidden = len(live) - len(live[:room])
     more = [f"… and {hidden} more"] if hidden else []
-    return [title, *table, *more]
+    return [title, *table, *more, *below]
 
 
 class Live:
@@ -78,6 +89,8 @@ class Live:
         self._error: BgtaskdError | None = None
         self._drawn = 0
         self._reached = False
+        self._workers: list[WorkerInfo] = []
+        self._next_workers = 0.0
 
     def run(self) -> None:
         """Draw until Ctrl-C, or until the daemon is gone for good."""
@@ -87,6 +100,7 @@ class Live:
         try:
             while self._error is None:
                 self._changed.clear()
+                self._load_workers()
                 self._draw()
                 time.sleep(REDRAW_SECONDS)
                 if self._began_anew.is_set():
@@ -110,6 +124,13 @@ class Live:
                 known = self._tasks.get(task.id)
                 if known is None or known.updated <= task.updated:
                     self._tasks[task.id] = task
+
+    def _load_workers(self) -> None:
+        """Each second: nobody tells of what they have served."""
+        if time.monotonic() >= self._next_workers:
+            with suppress(BgtaskdError):  # the stream of changes says it, if it is for good
+                self._workers = self._client.workers()
+            self._next_workers = time.monotonic() + CLOCK_SECONDS
 
     def _list(self) -> list[TaskInfo]:
         found = self._client.list(states=LIVE, limit=1000)
@@ -147,7 +168,7 @@ class Live:
             tasks = list(self._tasks.values())
         live = [task for task in tasks if not task.is_ended()]
         ended = [task for task in tasks if task.is_ended()]
-        lines = screenful(live, ended, columns - 1, height - 1, self._colours)
+        lines = screenful(live, ended, columns - 1, height - 1, self._colours, self._workers)
         # Up to where the last one began, and each line made clean before it is written: no flicker.
         up = f"\x1b[{self._drawn}A" if self._drawn else ""
         text = up + "\r" + "".join(f"{line}\x1b[K\n" for line in lines) + "\x1b[J"

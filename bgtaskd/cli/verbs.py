@@ -548,22 +548,14 @@ def queues(arguments: Namespace) -> None:
 
 def check_config(arguments: Namespace) -> int:
     """bgtaskctl check-config."""
-    from bgtaskd.apps import load_apps
-    from bgtaskd.config import ConfigErrors, load_config
-    from bgtaskd.schedules import load_schedules
+    from bgtaskd.check import check
 
-    beside = os.path.dirname(arguments.conf_d)
-    _, errors = load_schedules(os.path.join(beside, "schedules.d"))
-    errors += load_apps(os.path.join(beside, "apps.d"))[1]
-    try:
-        found = load_config(arguments.config, arguments.conf_d)
-    except ConfigErrors as wrong:
-        errors = [*wrong.errors, *errors]
+    found, errors = check(arguments.config, arguments.conf_d)
     if errors:
         for error in errors:
             print(escaped(str(error)), file=sys.stderr)
         return 1
-    if not arguments.quiet:
+    if found is not None and not arguments.quiet:
         print(
             f"{arguments.config}: good, {len(found.queues)} queue{'s' if len(found.queues) != 1 else ''}"
         )

@@ -28,6 +28,7 @@ from bgtaskd.client.task import (
     spec_of,
     usec,
 )
+from bgtaskd.client.workers import AsidePayload, WorkerInfo
 from bgtaskd.errors import (
     INTERFACE,
     NoSuchTask,
@@ -395,6 +396,34 @@ class AsyncClient:
     async def resume_queue(self, queue: str) -> None:
         """Start its tasks again."""
         await self.call("ResumeQueue", queue=queue)
+
+    async def workers(self) -> Listed[WorkerInfo]:
+        """The named tasks that you may call, and their processes."""
+        return [WorkerInfo.from_wire(one) for one in (await self.call("Workers"))["workers"]]
+
+    async def aside_payloads(
+        self, name: str | None = None, *, before: int | None = None, limit: int | None = None
+    ) -> Listed[AsidePayload]:
+        """Payloads that were given up, newest first, 100 unless told (1000 at most). For administrators."""
+        given = {"name": name, "before": before, "limit": limit}
+        only = {key: one for key, one in given.items() if one is not None}
+        found = (await self.call("AsidePayloads", **only))["payloads"]
+        return [AsidePayload.from_wire(one) for one in found]
+
+    async def retry_payloads(self, ids: Sequence[int]) -> Listed[int]:
+        """Try payloads that were given up again, 1000 at a time; those that there were. For administrators."""
+        found: Listed[int] = (await self.call("RetryPayloads", ids=list(ids)))["ids"]
+        return found
+
+    async def drop_payloads(self, ids: Sequence[int]) -> Listed[int]:
+        """Forget payloads that were given up, 1000 at a time; those that there were. For administrators."""
+        found: Listed[int] = (await self.call("DropPayloads", ids=list(ids)))["ids"]
+        return found
+
+    async def reload(self) -> Listed[str]:
+        """Have the configuration files taken over; the mistakes in them, a line each. For administrators."""
+        found: Listed[str] = (await self.call("Reload"))["mistakes"]
+        return found
 
     async def status(self) -> dict[str, Any]:
         """How the daemon is."""

@@ -31,6 +31,7 @@ from bgtaskd.client.task import (
     spec_of,
     usec,
 )
+from bgtaskd.client.workers import AsidePayload, WorkerInfo
 from bgtaskd.errors import (
     INTERFACE,
     NoSuchTask,
@@ -52,6 +53,9 @@ HARMLESS = frozenset(
         "GetConfig",
         "Queues",
         "Status",
+        "Workers",
+        "AsidePayloads",
+        "Reload",
         "SetConfig",
         "PauseQueue",
         "ResumeQueue",
@@ -542,6 +546,34 @@ class Client:
     def resume_queue(self, queue: str) -> None:
         """Start its tasks again."""
         self.call("ResumeQueue", queue=queue)
+
+    def workers(self) -> Listed[WorkerInfo]:
+        """The named tasks that you may call, and their processes."""
+        return [WorkerInfo.from_wire(one) for one in self.call("Workers")["workers"]]
+
+    def aside_payloads(
+        self, name: str | None = None, *, before: int | None = None, limit: int | None = None
+    ) -> Listed[AsidePayload]:
+        """Payloads that were given up, newest first, 100 unless told (1000 at most). For administrators."""
+        given = {"name": name, "before": before, "limit": limit}
+        only = {key: one for key, one in given.items() if one is not None}
+        found = self.call("AsidePayloads", **only)["payloads"]
+        return [AsidePayload.from_wire(one) for one in found]
+
+    def retry_payloads(self, ids: Sequence[int]) -> Listed[int]:
+        """Try payloads that were given up again, 1000 at a time; those that there were. For administrators."""
+        found: Listed[int] = self.call("RetryPayloads", ids=list(ids))["ids"]
+        return found
+
+    def drop_payloads(self, ids: Sequence[int]) -> Listed[int]:
+        """Forget payloads that were given up, 1000 at a time; those that there were. For administrators."""
+        found: Listed[int] = self.call("DropPayloads", ids=list(ids))["ids"]
+        return found
+
+    def reload(self) -> Listed[str]:
+        """Have the configuration files taken over; the mistakes in them, a line each. For administrators."""
+        found: Listed[str] = self.call("Reload")["mistakes"]
+        return found
 
     def status(self) -> dict[str, Any]:
         """How the daemon is."""

@@ -17,6 +17,7 @@ from bgtaskd.errors import (
     CallFailed,
     NoSuchWorker,
     NotReachable,
+    PermissionDenied,
     ProtocolError,
     TimedOut,
     WorkerDied,
@@ -115,6 +116,15 @@ def answer_of(message: dict[str, Any]) -> Any:
     raise ProtocolError(f"the named task refused: {error} {parameters}")
 
 
+def refused(name: str, path: str, error: OSError) -> PermissionDenied | NotReachable:
+    """Why the kernel let nobody through to a named task."""
+    if isinstance(error, PermissionError):
+        return PermissionDenied(
+            reason=f"{name} may be called by its user, and its group: ls -l {path}"
+        )
+    return NotReachable.because(path, error)
+
+
 class Wire:
     """One connection to a synchronous task, made when it is needed. For one thread."""
 
@@ -178,7 +188,7 @@ class Wire:
                 raise
             except OSError as error:
                 sock.close()
-                raise NotReachable.because(self._path, error) from None
+                raise refused(self._name, self._path, error) from None
         self._socket = sock
         self._decoder = Decoder(limit=ANSWER_MAX, depth=2 * DEPTH_MAX)
         return sock

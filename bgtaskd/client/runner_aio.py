@@ -10,9 +10,9 @@ from typing import Any
 
 from bgtaskd.client.aio import AsyncClient
 from bgtaskd.client.path import default_socket
-from bgtaskd.client.runner import AGAIN_SECONDS, ANSWER_MAX, answer_of, path_of, request
+from bgtaskd.client.runner import AGAIN_SECONDS, ANSWER_MAX, answer_of, path_of, refused, request
 from bgtaskd.client.task import Seconds, usec
-from bgtaskd.errors import NotReachable, ProtocolError, TimedOut, WorkerDied
+from bgtaskd.errors import ProtocolError, TimedOut, WorkerDied
 from bgtaskd.protocol.codec import MalformedMessage, decode
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -66,7 +66,7 @@ class AsyncRunner:
     async def _call(self, name: str, path: str, data: bytes) -> Any:
         while True:
             idle = self._idle.setdefault(name, [])
-            streams = idle.pop() if idle else await _connect(path)
+            streams = idle.pop() if idle else await _connect(name, path)
             reader, writer = streams
             good = False
             try:
@@ -90,11 +90,11 @@ class AsyncRunner:
             return answer_of(message)
 
 
-async def _connect(path: str) -> Streams:
+async def _connect(name: str, path: str) -> Streams:
     while True:
         try:
             return await asyncio.open_unix_connection(path, limit=ANSWER_MAX)
         except BlockingIOError:  # as many wait already as may; the kernel tells nobody of room
             await asyncio.sleep(AGAIN_SECONDS)
         except OSError as error:
-            raise NotReachable.because(path, error) from None
+            raise refused(name, path, error) from None

@@ -114,6 +114,8 @@ class Api:
         self.payloads = payloads
         self.workers = workers
         self.tasks_dir = ""
+        self.reload: Callable[[], Awaitable[list[str]]]
+        """The daemon's: takes its files over, and tells their mistakes."""
         self.since = now_usec()
         self.schedules = schedules.Schedules(self)
 
@@ -548,6 +550,11 @@ async def _pause_queue(api: Api, call: Call, paused: bool) -> Reply:
     return {}
 
 
+async def reload(api: Api, call: Call) -> Reply:
+    """Take the configuration files over."""
+    return {"mistakes": await api.reload()}
+
+
 async def status(api: Api, call: Call) -> Reply:
     """How the daemon is."""
     counts: dict[str, int] = {}
@@ -595,6 +602,7 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
     "Queues": Operation(queues, Access.ANYONE),
     "PauseQueue": Operation(pause_queue, Access.ADMIN),
     "ResumeQueue": Operation(resume_queue, Access.ADMIN),
+    "Reload": Operation(reload, Access.ADMIN),
     "Status": Operation(status, Access.ANYONE),
     "Call": Operation(worker_api.call, Access.ANYONE),
     "Submit": Operation(worker_api.submit, Access.ANYONE),

@@ -349,5 +349,6 @@ METHODS: Final[Mapping[str, Method]] = {
         Method("PauseQueue", (_QUEUE,), (), _queue, _nothing),
         Method("ResumeQueue", (_QUEUE,), (), _queue, _nothing),
         Method("Clean", (), (("removed", "t"),), dict, lambda result: [result["removed"]]),
+        Method("Reload", (), (("mistakes", "as"),), dict, lambda result: [result["mistakes"]]),
     )
 }

@@ -22,6 +22,7 @@ import sdnotify
 
 import bgtaskd
 from bgtaskd.apps import App, load_apps
+from bgtaskd.check import check
 from bgtaskd.config import CONF_D, PATH, Config, ConfigErrors, load_config
 from bgtaskd.daemon import retention
 from bgtaskd.daemon.api import Api
@@ -202,10 +203,11 @@ class Daemon:
             self._workers,
         )
         self._api.tasks_dir = str(places.state / "tasks")
+        self._api.reload = self._reload
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stopping.set)
-        loop.add_signal_handler(signal.SIGHUP, self._reload)
+        loop.add_signal_handler(signal.SIGHUP, lambda: self._engine.job(self._reload()))
         if places.mode == "process":
             self._start_launcher()
         self._background(link.run())
@@ -256,8 +258,7 @@ class Daemon:
         self._engine.next_id = storage.next_task_id()
 
     def _launcher_connected(self) -> None:
-        for queue, properties in self._engine.queue_limits():
-            self._engine.job(self._limit(queue, properties))
+        self._limit_queues()
         self._engine.job(self._take_schedules())
         self._engine.job(self._take_workers())
 
@@ -279,6 +280,10 @@ class Daemon:
         except StorageError as error:
             log.error("Schedules cannot be kept: %s", error)
         await self._api.schedules.arm_all()
+
+    def _limit_queues(self) -> None:
+        for queue, properties in self._engine.queue_limits():
+            self._engine.job(self._limit(queue, properties))
 
     async def _limit(self, queue: str, properties: dict[str, str]) -> None:
         try:
@@ -316,7 +321,15 @@ class Daemon:
         )
         await bus.start()
 
-    def _reload(self) -> None:
+    async def _reload(self) -> list[str]:
+        """Take all files over, but for those with mistakes; these."""
+        if self._take_config():
+            await self._take_schedules()
+            await self._take_workers()
+            self._engine.schedule()
+        return [str(one) for one in check(self._places.config, self._places.conf_d)[1]]
+
+    def _take_config(self) -> bool:
         usec = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
         self._notifier.notify(f"RELOADING=1\nMONOTONIC_USEC={usec}")
         try:
@@ -327,16 +340,16 @@ class Daemon:
             self._notifier.notify(
                 "READY=1\nSTATUS=Kept the old configuration: the new one has mistakes"
             )
-            return
+            return False
         self._config = config
         self._engine.configure(config)
         self._api.policy = self._policy()
         limits = Limits(config.connections_per_user, config.requests_per_user)
         self._server.limits = self._tasks_server.limits = limits
-        self._launcher_connected()
-        self._engine.schedule()
+        self._limit_queues()
         log.info("Reloaded the configuration")
         self._notifier.notify(f"READY=1\nSTATUS=Serving {len(config.queues)} queues")
+        return True
 
     async def _watchdog(self) -> None:
         usec = int(os.environ.get("WATCHDOG_USEC", "0"))

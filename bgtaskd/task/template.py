@@ -26,7 +26,7 @@ import sys
 import sysconfig
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Final
 
 from bgtaskd.task import runner, target
@@ -35,17 +35,16 @@ LISTEN_FD: Final = 3
 """sd_listen_fds(3)."""
 OK, FAILED = 0, 1
 Stamp = tuple[int, int, int]
-Work = Callable[[Mapping[str, Any]], int]
 
 
 class CannotPreload(Exception):
     """A process like this cannot be forked."""
 
 
-def serve(handover: Mapping[str, Any], work: Work = runner.run) -> int:
+def serve(handover: Mapping[str, Any]) -> int:
     """Load the modules, and fork until nobody wants it any more. In a child this returns too: its exit status.
 
-    ``handover``: import_path, preload (the modules' names), idle_usec. ``work``: what a child does with its.
+    ``handover``: import_path, preload (the modules' names), idle_usec.
     """
     runner.use_path(handover.get("import_path"))
     began = time.monotonic()
@@ -58,7 +57,7 @@ def serve(handover: Mapping[str, Any], work: Work = runner.run) -> int:
             + ", ".join(others)
         )
     took = time.monotonic() - began
-    template = Template(handover["idle_usec"] / 1e6, work)
+    template = Template(handover["idle_usec"] / 1e6)
     _log(f"Loaded {len(template.files)} files in {took:.2f} s")
     gc.collect()
     gc.freeze()  # the collector must not write into pages that all children share
@@ -68,10 +67,9 @@ def serve(handover: Mapping[str, Any], work: Work = runner.run) -> int:
 class Template:
     """The loop: connections come, children go."""
 
-    def __init__(self, idle: float, work: Work) -> None:
+    def __init__(self, idle: float) -> None:
         """``idle``: seconds after which it is not needed."""
         self._idle = idle
-        self._work = work
         self._listener: socket.socket | None = socket.socket(fileno=LISTEN_FD)
         self._listener.set_inheritable(False)
         self._children: dict[int, tuple[int, socket.socket]] = {}
@@ -95,7 +93,7 @@ class Template:
                 elif self._listener is not None:
                     child = self._take(self._listener)
                     if child is not None:
-                        return become(child, self._work)
+                        return become(child)
         return OK
 
     def _take(self, listener: socket.socket) -> socket.socket | None:
@@ -164,7 +162,7 @@ def stamp(path: str) -> Stamp:
     return (found.st_mtime_ns, found.st_ino, found.st_size)
 
 
-def become(connection: socket.socket, work: Work) -> int:
+def become(connection: socket.socket) -> int:
     """In the child: wait for the scope and the request, then be the task; its exit status."""
     os.setsid()
     _say(connection, "r", end="")
@@ -185,7 +183,7 @@ def become(connection: socket.socket, work: Work) -> int:
     status = 0
     # Registered first, so called last: after the task's own, and after its threads have ended.
     atexit.register(lambda: _say(connection, f"own {status << 8}"))
-    status = work(handover)
+    status = runner.run(handover)
     return status
 
 

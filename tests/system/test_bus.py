@@ -239,6 +239,7 @@ def test_schedules_and_queues(machine: Container) -> None:
         call(machine, "ResumeQueue", "s", "default", user=None)
     assert "there is no queue none" in refusal(machine, "ResumeQueue", "s", "none", user=None)
     assert call(machine, "Clean", user=None) == [0]
+    assert call(machine, "Reload", user=None) == [[]]
 
 
 def test_long_living_tasks(machine: Container) -> None:

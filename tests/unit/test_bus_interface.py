@@ -324,6 +324,7 @@ def test_the_introspection_is_what_is_served() -> None:
         "PauseQueue": ("s", ""),
         "ResumeQueue": ("s", ""),
         "Clean": ("", "t"),
+        "Reload": ("", "as"),
     }
     assert {one.name: one.signature for one in manager.signals} == {
         "TaskAdded": "t",
