@@ -3,13 +3,13 @@
 # Every target does its own set-up on a fresh Debian 12 machine, whose PID 1 need not be systemd; as root:
 #
 #   make demo     build the packages, boot a throw-away container, install them there, run a real job
-#   make check    all tests: lint, types, unit, system (Debian 12 and 13), VM
+#   make check    all tests: lint, types, unit, system (Debian 12 and 13), browser, VM
 #
 #   make deb      build the packages into dist/
 #   make install  build them and install them on this machine
 #   make shell    a shell in a container that has bgtaskd    (RELEASE=13 AS=alice)
 #   make bench    measure, in a container
-#   make lint | types | unit | system | vm                   (TESTS="tests/system/test_x.py -k name")
+#   make lint | types | unit | system | browser | vm         (TESTS="tests/system/test_x.py -k name")
 #   make clean    remove what was built here; `make clean-cache` the cached roots, images and packages too
 
 SHELL := /bin/bash
@@ -39,7 +39,7 @@ SOURCES := $(shell find . \( -name .git -o -name .venv -o -name '.*_cache' -o -n
 .PHONY: check
 check: setup deb lint types
 	$(call step,all tests)
-	$(PYTHON) -m pytest --durations=10 tests/unit tests/system tests/vm
+	$(PYTHON) -m pytest --durations=10 tests/unit tests/system tests/browser tests/vm
 
 .PHONY: demo
 demo: packages deb
@@ -118,6 +118,15 @@ unit: setup
 .PHONY: system
 system: setup deb
 	$(PYTHON) -m pytest $(or $(TESTS),tests/system)
+
+.PHONY: browser
+browser: setup deb
+	$(PYTHON) -m pytest $(or $(TESTS),tests/browser)
+
+# The pictures in docs/: look at them before you commit them.
+.PHONY: screenshots
+screenshots: packages deb
+	$(SYSTEM_PYTHON) -m tests.browser
 
 .PHONY: vm
 vm: setup deb

@@ -50,6 +50,7 @@ def parse() -> argparse.Namespace:
 def build_all(_: argparse.Namespace) -> int:
     for release in roots.CODENAMES:
         print(roots.container_root(release))
+    print(roots.browser_root(12))
     print(roots.vm_image(13).disk)
     return 0
 

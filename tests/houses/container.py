@@ -46,10 +46,12 @@ ENTER = 'echo 0 >"$0/cgroup.procs" && exec nsenter "$@"'
 class Container(Machine):
     """A systemd-nspawn container on a copy of a cached root."""
 
-    def __init__(self, release: int = 12, *, binds: Mapping[Path, str] | None = None) -> None:
-        """``binds`` says which host paths appear where inside, read-only."""
+    def __init__(
+        self, release: int = 12, *, binds: Mapping[Path, str] | None = None, browser: bool = False
+    ) -> None:
+        """``binds`` says which host paths appear where inside, read-only; ``browser``: with one in it."""
         super().__init__(f"house-{release}-{secrets.token_hex(3)}", release)
-        self._lower = roots.container_root(release)
+        self._lower = roots.browser_root(release) if browser else roots.container_root(release)
         self._binds = binds or {}
         self._work = workdir.create()
         for part in ("root", "upper", "work"):

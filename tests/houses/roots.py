@@ -32,6 +32,9 @@ PACKAGES = (
     "adduser bash-completion doc-debian less man-db passwd procps sudo util-linux zsh "
     "python3-pytest python3-hypothesis"
 ).split()
+BROWSER_PACKAGES = (
+    "chromium chromium-driver fonts-dejavu-core python3-selenium python3-uvicorn python3-waitress"
+).split()
 VM_PACKAGES = ["linux-image-cloud-amd64", "initramfs-tools", "udev"]
 
 # Runs outside the root, with the root as $1, when all packages are in.
@@ -107,6 +110,10 @@ def container_recipe(release: int) -> Recipe:
     return Recipe(release, "container", tuple(PACKAGES), CUSTOMIZE)
 
 
+def browser_recipe(release: int) -> Recipe:
+    return Recipe(release, "browser", (*PACKAGES, *BROWSER_PACKAGES), CUSTOMIZE)
+
+
 def vm_recipe(release: int) -> Recipe:
     agent = Path(__file__).with_name("agent.py").read_text()
     packages = (*PACKAGES, *VM_PACKAGES)
@@ -120,7 +127,15 @@ def cache_dir() -> Path:
 
 def container_root(release: int) -> Path:
     """The root filesystem for containers. Never write to it."""
-    recipe = container_recipe(release)
+    return _root(container_recipe(release))
+
+
+def browser_root(release: int) -> Path:
+    """The same with a browser, its driver and the web frameworks of the examples. Never write to it."""
+    return _root(browser_recipe(release))
+
+
+def _root(recipe: Recipe) -> Path:
     target = cache_dir() / "roots" / recipe.name
     with _built_once(target) as scratch:
         if scratch:
