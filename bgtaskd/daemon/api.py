@@ -139,7 +139,7 @@ class Api:
                 raise PermissionDenied(
                     reason=f"{name} is for the group bgtask; here tasks read and report of themselves only"
                 )
-            if not self.engine.users[call.peer.uid] and not self.policy.is_an_app(call.peer):
+            if not self.engine.users[call.peer.uid] and not self.policy.apps_of(call.peer):
                 raise PermissionDenied(reason="here only tasks are served, and none runs as you")
             return handlers[name](call)
 
@@ -299,6 +299,7 @@ async def list_(api: Api, call: Call) -> AsyncGenerator[Streamed, None]:
             owner,
             before,
             min(limit, LIST_MAX),
+            api.policy.apps_of(call.peer),
         )
         rows = [api.engine.live.get(task.id, task) for task in api.engine.storage.list(query)]
         page = _page([api.shown(task) for task in rows])

@@ -55,9 +55,9 @@ class Policy:
         """Whether the caller may see the task: those, and the user as whom it runs."""
         return peer.uid == task.uid or self.may_steer(peer, task)
 
-    def is_an_app(self, peer: Peer) -> bool:
-        """Whether an app runs as the caller."""
-        return any(self._is_user_of(peer, name) for name in self._apps)
+    def apps_of(self, peer: Peer) -> tuple[str, ...]:
+        """The apps that run as the caller."""
+        return tuple(name for name in self._apps if self._is_user_of(peer, name))
 
     def may_request(self, peer: Peer, app: App) -> bool:
         """Whether the caller's tasks may request the app's routes."""

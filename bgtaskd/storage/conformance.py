@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from typing import Any
 
 from bgtaskd.model import TEMPLATE, Result, State, StopReason, Task, TaskSpec
 from bgtaskd.storage.interface import (
@@ -97,6 +98,23 @@ class StorageConformance:
         assert {one.spec.name for one in storage.list(Query(name_glob="n[01]"))} == {"n0", "n1"}
         assert {one.state for one in storage.list(Query(states=[State.FAILED]))} == {State.FAILED}
         assert sum(storage.counts().values()) == 40
+
+    def test_what_requests_an_app_is_listed_for_it(self, storage: Storage) -> None:
+        """What requests an app is listed for it."""
+        for number, app in enumerate(("shop", "bank", "shop"), 1):
+            spec = TaskSpec("http", http={"app": app, "method": "GET", "path": "/"}, queue=app)
+            storage.apply([PutTask(replace(task(number, owner_uid=number), spec=spec))])
+        storage.apply([PutTask(task(4, owner_uid=3))])
+
+        def listed(*apps: str, **only: Any) -> list[int]:
+            return [one.id for one in storage.list(Query(or_apps=apps, **only))]
+
+        assert listed(owner_uid=3) == [4, 3]
+        assert listed("shop", owner_uid=3) == [4, 3, 1]
+        assert listed("shop", "bank", owner_uid=9) == [3, 2, 1]
+        assert listed("shop", owner_uid=9, before=3, limit=1) == [1]
+        assert listed("shop", owner_uid=3, queue="bank") == []
+        assert listed("shop") == [4, 3, 2, 1]
 
     def test_counts_follow_every_change(self, storage: Storage) -> None:
         """Counts follow every change."""

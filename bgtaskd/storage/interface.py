@@ -49,6 +49,8 @@ class Query:
     owner_uid: int | None = None
     before: int | None = None
     limit: int = 100
+    or_apps: Sequence[str] = ()
+    """With owner_uid: or anybody's that request one of these apps (spec.http["app"])."""
 
 
 LATELY_MAX: Final = 20_000

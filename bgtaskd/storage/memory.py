@@ -164,6 +164,10 @@ def in_memory(directory: Path) -> MemoryStorage:
     return MemoryStorage()
 
 
+def _requests(task: Task, query: Query) -> bool:
+    return task.spec.http is not None and task.spec.http["app"] in query.or_apps
+
+
 def _matches(task: Task, query: Query) -> bool:
     return (
         (query.states is None or task.state in query.states)
@@ -172,6 +176,6 @@ def _matches(task: Task, query: Query) -> bool:
         and (query.name_glob is None or fnmatchcase(task.spec.name, query.name_glob))
         and (query.group is None or task.spec.group == query.group)
         and (query.user is None or task.user == query.user)
-        and (query.owner_uid is None or task.owner_uid == query.owner_uid)
+        and (query.owner_uid is None or task.owner_uid == query.owner_uid or _requests(task, query))
         and (query.before is None or task.id < query.before)
     )

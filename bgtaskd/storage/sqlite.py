@@ -194,12 +194,17 @@ class SqliteStorage:
             ("name GLOB ?", query.name_glob),
             ("grp = ?", query.group),
             ("user = ?", query.user),
-            ("owner_uid = ?", query.owner_uid),
+            ("owner_uid = ?", None if query.or_apps else query.owner_uid),
             ("id < ?", query.before),
         ):
             if value is not None:
                 where.append(column)
                 values.append(storable(value) if isinstance(value, str) else value)
+        if query.or_apps and query.owner_uid is not None:
+            apps = ", ".join("?" * len(query.or_apps))
+            asked = f"kind = 'http' AND json_extract(spec, '$.http.app') IN ({apps})"
+            where.append(f"(owner_uid = ? OR ({asked}))")
+            values += [query.owner_uid, *query.or_apps]
         states = None if query.states is None else [one.value for one in query.states]
         for column, some in (("state", states), ("kind", query.kinds)):
             if some is not None:

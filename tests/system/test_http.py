@@ -207,6 +207,11 @@ def test_every_end_is_told_apart(
     assert "Traceback" not in output(shop, task["id"])
 
 
+def test_the_tasks_own_time_limit_is_another(shop: Container) -> None:
+    task = wait(shop, http(shop, "--timeout", "300ms", "GET", "/silent"))
+    assert (task["state"], task["result"]) == ("failed", "timeout")
+
+
 @pytest.mark.parametrize("app", ["tls", "unchecked", "unix"])
 def test_an_app_may_have_tls_or_a_socket(shop: Container, app: str) -> None:
     told = echoed(shop, http(shop, "--json", '{"a": 1}', "PUT", "/echo", app=app))
@@ -234,7 +239,8 @@ def test_a_route_hears_that_its_task_has_ended(shop: Container) -> None:
 
 def test_an_earlier_attempts_route_reports_in_vain(shop: Container) -> None:
     shop.sh("rm -f /tmp/go /tmp/told")
-    task_id = http(shop, "--retries", "1", "--retry-delay", "100ms", "GET", "/late")
+    ask = ["--retries", "1", "--retry-delay", "100ms", "--cookie", "of=both", "GET", "/late"]
+    task_id = http(shop, *ask)
     shop.wait_for("the second attempt", lambda: output(shop, task_id) == "begun\n")
     shop.sh("touch /tmp/go")
     task = wait(shop, task_id)
@@ -285,6 +291,23 @@ def test_only_who_is_named_may_have_an_app_requested(shop: Container) -> None:
     shop.systemctl("reload", "bgtaskd.service")
     shop.run(["bgtaskctl", "retry", str(task_id)], user="alice")
     assert wait(shop, task_id)["attempt"] == 2
+
+
+def test_an_app_lists_and_steers_what_requests_it(shop: Container) -> None:
+    text = f"{APPS['shop']}\n{COMMON}".replace("www-data", "bob")
+    shop.write("/etc/bgtaskd/apps.d/bobs.yaml", text)
+    shop.systemctl("reload", "bgtaskd.service")
+    task_id = http(shop, "--delay", "1h", "GET", "/echo", app="bobs")
+    other = http(shop, "--delay", "1h", "GET", "/echo", app="unix")
+    shown = shop.output("bgtaskctl", "list", "--all", "-o", "json", user="bob")
+    assert [one["id"] for one in json.loads(shown)] == [task_id]
+    shop.run(["bgtaskctl", "stop", str(task_id)], user="bob")
+    assert wait(shop, task_id)["state"] == "stopped"
+    refused = shop.run(["bgtaskctl", "stop", str(other)], user="bob", check=False)
+    assert "belongs to another" in refused.stderr
+    shop.run(["bgtaskctl", "stop", str(other)], user="alice")
+    shop.sh("rm /etc/bgtaskd/apps.d/bobs.yaml")
+    shop.systemctl("reload", "bgtaskd.service")
 
 
 def test_nothing_else_runs_as_the_user_of_requests(shop: Container) -> None:
