@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+import secrets
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,6 +19,8 @@ EXAMPLES = Path("/usr/share/doc/bgtaskd/examples")
 COMMANDS = {
     "flask": ["shop.py"],
     "django": ["shop.py", "runserver", "--noreload", "8080"],
+    "flask-http": ["reports.py", "/etc/reports.key"],
+    "django-http": ["reports.py", "runserver", "--noreload", "8080"],
     "starlette": ["-m", "uvicorn", "shop:app", "--port", "8080"],
 }
 
@@ -32,9 +36,11 @@ def browser() -> Iterator[Browser]:
 def shop(request: pytest.FixtureRequest, browser: Browser) -> Iterator[Browser]:
     name = request.param
     argv = [sys.executable, *COMMANDS[name]]
-    with subprocess.Popen(argv, cwd=EXAMPLES / name) as process:
+    env = {**os.environ, "REPORTS_KEY": "/etc/reports.key"}
+    with subprocess.Popen(argv, cwd=EXAMPLES / name.partition("-")[0], env=env) as process:
         try:
             until(lambda: is_listening(8080))
+            browser.driver.delete_all_cookies()
             browser.driver.get("http://127.0.0.1:8080/")
             yield browser
             assert [one for one in browser.complaints() if "favicon" not in one] == []
@@ -49,8 +55,10 @@ def widget(browser: Browser, tag: str) -> Widget:
     return Widget(browser, until(found))
 
 
-def press(browser: Browser) -> None:
-    browser.run("document.querySelector('form button').click()")
+def press(browser: Browser, which: str = "form button") -> None:
+    """Press a button, and wait for the page after this one."""
+    browser.run("window.old = true; document.querySelector(arguments[0]).click()", which)
+    until(lambda: browser.run("return !window.old && document.readyState === 'complete'"))
 
 
 @pytest.mark.parametrize("shop", ["flask"], indirect=True)
@@ -72,7 +80,6 @@ def test_django(shop: Browser) -> None:
     strip = widget(shop, "bgtask-global")
     until(lambda: strip.state == "none")
     press(shop)
-    until(lambda: shop.run("return document.readyState") == "complete")
     strip = widget(shop, "bgtask-global")
     strip.has_state("running")
     strip.has_state("finished")
@@ -85,3 +92,27 @@ def test_starlette(shop: Browser) -> None:
     until(lambda: wait.js("e.querySelector('dialog')?.open"))
     wait.shows("Your photos are in the bath.")
     until(lambda: shop.driver.current_url.endswith("/done"))
+
+
+@pytest.fixture(scope="module")
+def known_app() -> None:
+    """What an administrator does once, as http.md has it."""
+    app = "base_url: http://127.0.0.1:8080\nuser: alice\nkey_file: /etc/reports.key\n"
+    script = f"""
+        install -o alice -g bgtaskd -m 0440 /dev/null /etc/reports.key
+        echo {secrets.token_hex(32)} >/etc/reports.key
+        printf '%s' '{app}' >/etc/bgtaskd/apps.d/reports.yaml
+        systemctl reload bgtaskd"""
+    subprocess.run(["sudo", "-n", "bash", "-euc", script], check=True)
+
+
+@pytest.mark.usefixtures("known_app")
+@pytest.mark.parametrize("shop", ["flask-http", "django-http"], indirect=True)
+def test_a_route_in_the_background(shop: Browser) -> None:
+    press(shop)  # log in
+    for button, whom in (("form button", "ann"), ("#anonymous", "nobody")):
+        press(shop, button)
+        bar = widget(shop, "bgtask-progress")
+        bar.has_state("finished")
+        assert bar.bar("aria-valuenow") == "100"
+        widget(shop, "bgtask-output").shows(f"a report for {whom}\n")
