@@ -35,6 +35,7 @@ def main() -> None:
         "rest": bench_rest,
         "many": bench_many,
         "million": bench_million,
+        "pages": bench_pages,
     }
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("parts", nargs="*", choices=[*parts, []], default=[])
@@ -211,6 +212,13 @@ def fill(rows: int, user: pwd.struct_passwd) -> None:
 
 
 # --- helpers -----------------------------------------------------------------------------------------
+
+
+def bench_pages(arguments: argparse.Namespace) -> None:
+    """What 500 open pages cost one worker of an app."""
+    heading("500 pages open on one worker of an app")
+    program = Path(__file__).with_name("pages.py")
+    subprocess.run(["runuser", "-u", arguments.user, "--", sys.executable, program], check=True)
 
 
 def heading(text: str) -> None:
