@@ -8,7 +8,7 @@
 #   make deb      build the packages into dist/
 #   make install  build them and install them on this machine
 #   make shell    a shell in a container that has bgtaskd    (RELEASE=13 AS=alice)
-#   make bench    measure, in a container
+#   make bench    measure, in a container; `make bench-peers`: beside Celery, RQ, Huey, Dramatiq, gearmand
 #   make lint | types | unit | system | browser | vm         (TESTS="tests/system/test_x.py -k name")
 #   make clean    remove what was built here; `make clean-cache` the cached roots, images and packages too
 
@@ -52,6 +52,13 @@ shell: packages deb
 .PHONY: bench
 bench: packages deb
 	$(HOUSES) run --release $(RELEASE) python3 /srv/bgtaskd/tests/bench/run.py
+
+# Those that Debian does not package come from PyPI.
+.PHONY: bench-peers
+bench-peers: setup packages deb
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --upgrade --target build/peers \
+	    'dramatiq[redis]' huey gearman3
+	$(HOUSES) run --peers --release 12 python3 /srv/bgtaskd/tests/bench/peers.py
 
 .PHONY: install
 install: packages deb

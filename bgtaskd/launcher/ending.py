@@ -13,9 +13,11 @@ if TYPE_CHECKING:
     import resource
     from typing import Any
 
+    from bgtaskd.launcher.warm import Used
+
 
 def exit_object(
-    result: str, status: int | None, usage: Usage, rusage: resource.struct_rusage | None
+    result: str, status: int | None, usage: Usage, rusage: resource.struct_rusage | Used | None
 ) -> dict[str, Any]:
     """The "exit" of a record. ``status``: as wait(2) gives it; None where the program never ran.
 

@@ -48,6 +48,16 @@ class NoTemplate(Exception):
     """The template is not there, is being replaced, or is not the right user's."""
 
 
+class Used:
+    """As much of wait4(2)'s struct rusage as is wanted."""
+
+    __slots__ = ("ru_inblock", "ru_maxrss", "ru_oublock", "ru_stime", "ru_utime")
+
+    def __init__(self, cpu_usec: int, maxrss: int, inblock: int, oublock: int) -> None:
+        self.ru_utime, self.ru_stime = cpu_usec / 1e6, 0.0
+        self.ru_maxrss, self.ru_inblock, self.ru_oublock = maxrss, inblock, oublock
+
+
 def listen(path: str) -> int:
     """The descriptor of a template's socket, which is made."""
     try:
@@ -151,21 +161,18 @@ class WarmChild:
             return "its process was killed before it could run"
         return answer.decode("utf-8", "replace")
 
-    def wait(self) -> tuple[int | None, None]:
-        """Its status, once it has ended: None where nobody saw it."""
-        return self._status(), None
-
-    def _status(self) -> int | None:
+    def wait(self) -> tuple[int | None, Used | None]:
+        """Its status and what it used, once it has ended: None where nobody saw it."""
         deadline = time.monotonic() + STATUS_PATIENCE
         own = None
         while (word := self._word(deadline - time.monotonic())) is not None:
-            name, _, number = word.partition(b" ")
-            if not number.isdigit() or len(number) > 9:
+            name, *numbers = word.split(b" ")
+            if not numbers or not all(one.isdigit() and len(one) < 16 for one in numbers):
                 break
-            if name == b"status":
-                return int(number)
-            own = int(number)  # its own word; its parent's may follow
-        return own
+            if name == b"status" and len(numbers) == 5:
+                return int(numbers[0]) & 0xFFFF, Used(*[int(one) for one in numbers[1:]])
+            own = int(numbers[0]) & 0xFFFF  # its own word; its parent's may follow
+        return own, None
 
     def _word(self, patience: float) -> bytes | None:
         """What is said up to the end of the line; None where there is no more."""

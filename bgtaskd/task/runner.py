@@ -87,7 +87,7 @@ def use_path(path: Sequence[str] | None) -> None:
 
 
 def _serve(handover: Mapping[str, Any]) -> int:
-    """Be what tasks are forked from; in each of them this returns its exit status."""
+    """Be what tasks are forked from."""
     from bgtaskd.task import template
 
     try:

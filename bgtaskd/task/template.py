@@ -8,7 +8,8 @@ for a while, and when one of the files that it has loaded changes: then the next
 The conversation with a task's supervisor (bgtaskd.launcher.warm), on a connection each: the child says "r"; it
 gets two lengths in eight bytes each with descriptors (stdout, stderr, perhaps stdin), then so many bytes of a
 request (JSON: env, cwd, umask, limits, stdin) and of the handover; it answers with an empty line, or with what
-is wrong; at its end it says "own STATUS", and its parent says "status STATUS", as wait(2) has it.
+is wrong; at its end it says "own STATUS", and its parent says "status STATUS CPU_USEC MAXRSS INBLOCK
+OUBLOCK", as wait4(2) has it.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import sysconfig
 import threading
 import time
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from bgtaskd.task import runner, target
 
@@ -42,7 +43,7 @@ class CannotPreload(Exception):
 
 
 def serve(handover: Mapping[str, Any]) -> int:
-    """Load the modules, and fork until nobody wants it any more. In a child this returns too: its exit status.
+    """Load the modules, and fork until nobody wants it any more; the exit status.
 
     ``handover``: import_path, preload (the modules' names), idle_usec.
     """
@@ -59,6 +60,7 @@ def serve(handover: Mapping[str, Any]) -> int:
     took = time.monotonic() - began
     template = Template(handover["idle_usec"] / 1e6)
     _log(f"Loaded {len(template.files)} files in {took:.2f} s")
+    sys.stderr.flush()
     gc.collect()
     gc.freeze()  # the collector must not write into pages that all children share
     return template.run()
@@ -74,15 +76,22 @@ class Template:
         self._listener.set_inheritable(False)
         self._children: dict[int, tuple[int, socket.socket]] = {}
         """By pidfd: the pid, and the connection to its supervisor."""
+        self._spare: tuple[int, socket.socket] | None = None
+        """The child that waits for a task: its pid, and where it is told."""
         self._poll = select.poll()
         self._forked = 0
         self.files = loaded_files()
 
     def run(self) -> int:
-        """Until it is idle or stale, and no child is left; in a child: until it is one."""
+        """Until it is idle or stale, and no child is left."""
         self._poll.register(LISTEN_FD, select.POLLIN)
-        self._tell(100.0, "ready")
         while self._listener is not None or self._children:
+            if self._listener is not None and self._spare is None:
+                connection = self._fork(self._listener)
+                if connection is not None:
+                    become(connection)
+                if not self._forked:
+                    self._tell(100.0, "ready")
             ready = self._poll.poll(None if self._children else int(self._idle * 1000) + 1)
             if not ready:
                 _log(f"Not needed for {self._idle:.0f} s; {self._forked} tasks were forked")
@@ -91,32 +100,46 @@ class Template:
                 if fd in self._children:
                     self._reap(fd)
                 elif self._listener is not None:
-                    child = self._take(self._listener)
-                    if child is not None:
-                        return become(child)
+                    self._take(self._listener)
         return OK
 
-    def _take(self, listener: socket.socket) -> socket.socket | None:
-        """Fork for one connection. In the child: the connection."""
+    def _fork(self, listener: socket.socket) -> socket.socket | None:
+        """Fork the next child, before anybody asks. In the child: the connection that it gets, later."""
+        ours, theirs = socket.socketpair()
+        pid = os.fork()
+        if pid:
+            theirs.close()
+            self._spare = (pid, ours)
+            return None
+        ours.close()
+        listener.close()
+        for pidfd, (_, other) in self._children.items():
+            os.close(pidfd)
+            other.close()
+        with theirs:
+            _, fds, _, _ = socket.recv_fds(theirs, 1, 1)
+        if not fds:
+            os._exit(OK)  # it was never needed
+        return socket.socket(fileno=fds[0])
+
+    def _take(self, listener: socket.socket) -> None:
+        """A connection for the child that waits."""
         changed = next((path for path, then in self.files.items() if stamp(path) != then), None)
         if changed is not None:
             self._retire(listener, changed)
-            return None
+            return
         connection, _ = listener.accept()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        pid = os.fork()
-        if pid == 0:
-            listener.close()
-            for pidfd, (_, other) in self._children.items():
-                os.close(pidfd)
-                other.close()
-            return connection
+        assert self._spare is not None
+        (pid, sock), self._spare = self._spare, None
+        with (
+            sock,
+            contextlib.suppress(OSError),
+        ):  # somebody may have killed it: the task starts without us
+            socket.send_fds(sock, [b"c"], [connection.fileno()])
         pidfd = os.pidfd_open(pid)
         self._children[pidfd] = (pid, connection)
         self._poll.register(pidfd, select.POLLIN)
         self._forked += 1
-        return None
 
     def _retire(self, listener: socket.socket, changed: str) -> None:
         """Take no more; whoever waits to be taken starts without a template."""
@@ -125,13 +148,20 @@ class Template:
         self._poll.unregister(listener)
         listener.close()
         self._listener = None
+        if self._spare is not None:
+            pid, sock = self._spare
+            sock.close()
+            os.waitpid(pid, 0)
+            self._spare = None
 
     def _reap(self, pidfd: int) -> None:
         pid, connection = self._children.pop(pidfd)
         self._poll.unregister(pidfd)
         os.close(pidfd)
-        _, status = os.waitpid(pid, 0)
-        _say(connection, f"status {status}")
+        _, status, used = os.wait4(pid, 0)
+        cpu_usec = int((used.ru_utime + used.ru_stime) * 1e6)
+        rest = f"{used.ru_maxrss} {used.ru_inblock} {used.ru_oublock}"
+        _say(connection, f"status {status} {cpu_usec} {rest}")
         connection.close()
 
     def _tell(self, percent: float, message: str) -> None:
@@ -162,8 +192,8 @@ def stamp(path: str) -> Stamp:
     return (found.st_mtime_ns, found.st_ino, found.st_size)
 
 
-def become(connection: socket.socket) -> int:
-    """In the child: wait for the scope and the request, then be the task; its exit status."""
+def become(connection: socket.socket) -> NoReturn:
+    """In the child: wait for the scope and the request, then be the task, and end as it does."""
     os.setsid()
     _say(connection, "r", end="")
     request, handover = _receive(connection)
@@ -180,11 +210,21 @@ def become(connection: socket.socket) -> int:
         os._exit(203)
     _say(connection, "")
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    status = 0
-    # Registered first, so called last: after the task's own, and after its threads have ended.
-    atexit.register(lambda: _say(connection, f"own {status << 8}"))
-    status = runner.run(handover)
-    return status
+    _leave(connection, runner.run(handover))
+
+
+def _leave(connection: socket.socket, status: int) -> NoReturn:
+    """End as Python does, but for what takes its time and nobody sees: the modules are not torn down.
+
+    multiprocessing ends the processes that it forks in the same way.
+    """
+    threading._shutdown()  # type: ignore[attr-defined]  # noqa: SLF001 - waits for the task's threads
+    atexit._run_exitfuncs()  # noqa: SLF001
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    _say(connection, f"own {status << 8}")
+    os._exit(status)
 
 
 def _receive(connection: socket.socket) -> tuple[dict[str, Any] | None, dict[str, Any]]:

@@ -41,6 +41,7 @@ def parse() -> argparse.Namespace:
         inside.add_argument("--release", type=int, choices=roots.CODENAMES, default=12)
         inside.add_argument("--user", default="root", help="alice and bob may use bgtaskd")
         inside.add_argument("--bare", action="store_true", help="do not install bgtaskd")
+        inside.add_argument("--peers", action="store_true", help="with the peers of the bench")
         inside.set_defaults(action=run_in_container, command=["bash", "--login"])
         if verb == "run":
             inside.add_argument("command", nargs="+")
@@ -57,7 +58,8 @@ def build_all(_: argparse.Namespace) -> int:
 
 def run_in_container(arguments: argparse.Namespace) -> int:
     binds = {package.REPOSITORY: SOURCE_INSIDE}
-    with Container(arguments.release, binds=binds) as machine:
+    lower = roots.peers_root(arguments.release) if arguments.peers else None
+    with Container(arguments.release, binds=binds, lower=lower) as machine:
         if not arguments.bare:
             package.install(machine)
         return machine.interact(arguments.command, user=arguments.user)

@@ -47,11 +47,18 @@ class Container(Machine):
     """A systemd-nspawn container on a copy of a cached root."""
 
     def __init__(
-        self, release: int = 12, *, binds: Mapping[Path, str] | None = None, browser: bool = False
+        self,
+        release: int = 12,
+        *,
+        binds: Mapping[Path, str] | None = None,
+        browser: bool = False,
+        lower: Path | None = None,
     ) -> None:
-        """``binds`` says which host paths appear where inside, read-only; ``browser``: with one in it."""
+        """``binds`` says which host paths appear where inside, read-only; ``browser``: with one in it;
+        ``lower``: another root altogether."""
         super().__init__(f"house-{release}-{secrets.token_hex(3)}", release)
-        self._lower = roots.browser_root(release) if browser else roots.container_root(release)
+        usual = roots.browser_root if browser else roots.container_root
+        self._lower = lower or usual(release)
         self._binds = binds or {}
         self._work = workdir.create()
         for part in ("root", "upper", "work"):

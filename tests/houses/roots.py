@@ -35,6 +35,7 @@ PACKAGES = (
 BROWSER_PACKAGES = (
     "chromium chromium-driver fonts-dejavu-core python3-selenium python3-uvicorn python3-waitress"
 ).split()
+PEER_PACKAGES = "redis-server python3-redis python3-celery python3-rq gearman-job-server".split()
 VM_PACKAGES = ["linux-image-cloud-amd64", "initramfs-tools", "udev"]
 
 # Runs outside the root, with the root as $1, when all packages are in.
@@ -114,6 +115,11 @@ def browser_recipe(release: int) -> Recipe:
     return Recipe(release, "browser", (*PACKAGES, *BROWSER_PACKAGES), CUSTOMIZE)
 
 
+def peers_recipe(release: int) -> Recipe:
+    """For `make bench-peers`."""
+    return Recipe(release, "peers", (*PACKAGES, *PEER_PACKAGES), CUSTOMIZE)
+
+
 def vm_recipe(release: int) -> Recipe:
     agent = Path(__file__).with_name("agent.py").read_text()
     packages = (*PACKAGES, *VM_PACKAGES)
@@ -133,6 +139,11 @@ def container_root(release: int) -> Path:
 def browser_root(release: int) -> Path:
     """The same with a browser, its driver and the web frameworks of the examples. Never write to it."""
     return _root(browser_recipe(release))
+
+
+def peers_root(release: int) -> Path:
+    """The same with the peers of the bench. Never write to it."""
+    return _root(peers_recipe(release))
 
 
 def _root(recipe: Recipe) -> Path:

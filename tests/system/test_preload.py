@@ -292,6 +292,8 @@ def test_limits(app: Container) -> None:
     assert not wait(app, task_id)["value"]["warm"]
     after = json.loads(app.output("bgtaskctl", "list", "--kind", "template", "-o", "json"))
     assert after[0]["id"] == newest
+    app.sh(f"rm {CONF}")
+    app.systemctl("reload", DAEMON)
 
 
 def test_listeners_hear_of_templates_only_by_their_ids(app: Container) -> None:
