@@ -40,6 +40,13 @@ def test_the_readme_has_commands() -> None:
     assert "python" in languages
 
 
+def test_no_block_is_overlooked() -> None:
+    """What a typing mistake after the fence would do, and nobody would notice."""
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        text = page.read_text()
+        assert len(re.findall(r"^```\w", text, re.MULTILINE)) == len(BLOCK.findall(text)), page
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_every_block_runs(machine: Container, page: Path) -> None:
     for language, word, text in blocks(page):
