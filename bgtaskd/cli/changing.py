@@ -9,7 +9,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from typing import Any
 
-from bgtaskd.cli import verbs
+from bgtaskd.cli import common
 from bgtaskd.cli.render import escaped, size, span, table
 from bgtaskd.client.task import NameStats
 
@@ -32,19 +32,19 @@ def edit(arguments: Namespace) -> int:
     """bgtaskctl edit."""
     changed = changes_of(arguments)
     if not changed:
-        raise verbs.Problem("change what? bgtaskctl edit ID --priority 5 (see --help)")
-    return verbs.for_each(arguments, lambda one, task_id: one.edit(task_id, **changed))
+        raise common.Problem("change what? bgtaskctl edit ID --priority 5 (see --help)")
+    return common.for_each(arguments, lambda one, task_id: one.edit(task_id, **changed))
 
 
 def retry(arguments: Namespace) -> int:
     """bgtaskctl retry."""
     changed = changes_of(arguments)
-    return verbs.for_each(arguments, lambda one, task_id: one.retry(task_id, **changed))
+    return common.for_each(arguments, lambda one, task_id: one.retry(task_id, **changed))
 
 
 def send(arguments: Namespace) -> None:
     """bgtaskctl send: the words as a line, or standard input as it is."""
-    with verbs.client(arguments) as one:
+    with common.client(arguments) as one:
         if arguments.text:
             one.send(arguments.id, " ".join(arguments.text) + "\n", eof=arguments.eof)
             return
@@ -55,15 +55,15 @@ def send(arguments: Namespace) -> None:
 
 def stats(arguments: Namespace) -> None:
     """bgtaskctl stats."""
-    with verbs.client(arguments) as one:
+    with common.client(arguments) as one:
         found = one.stats(arguments.name)
     if arguments.output == "json":
-        verbs.print_json([dataclasses.asdict(row) for row in found])
+        common.print_json([dataclasses.asdict(row) for row in found])
         return
-    lines = stats_table(found, verbs.columns(), not arguments.no_legend)
+    lines = stats_table(found, common.columns(), not arguments.no_legend)
     if not found and not arguments.no_legend:
         lines = ["No task has ended yet."]
-    verbs.print_lines(lines, arguments)
+    common.print_lines(lines, arguments)
 
 
 def stats_table(found: Sequence[NameStats], columns: int | None, legend: bool) -> list[str]:
@@ -87,9 +87,9 @@ def stats_table(found: Sequence[NameStats], columns: int | None, legend: bool) -
 
 def clean(arguments: Namespace) -> None:
     """bgtaskctl clean."""
-    with verbs.client(arguments) as one:
+    with common.client(arguments) as one:
         removed = one.clean()
     if arguments.output == "json":
-        verbs.print_json({"removed": removed})
+        common.print_json({"removed": removed})
     elif not arguments.quiet:
         print(f"Forgot {removed} tasks whose retention was over.")

@@ -14,7 +14,17 @@ from typing import Any, NoReturn
 
 import bgtaskd
 from bgtaskd import errors
-from bgtaskd.cli import changing, requesting, scheduling, verbs, workers
+from bgtaskd.cli import (
+    changing,
+    common,
+    looking,
+    requesting,
+    scheduling,
+    starting,
+    steering,
+    talking,
+    workers,
+)
 from bgtaskd.cli.render import escaped
 from bgtaskd.properties import parse_timespan
 
@@ -53,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(NOT_ALLOWED, str(error))
     except errors.RemoteError as error:
         return _fail(FAILED, _refusal(error))
-    except (errors.BgtaskdError, verbs.Problem) as error:
+    except (errors.BgtaskdError, common.Problem) as error:
         return _fail(FAILED, str(error))
     except KeyboardInterrupt:
         return 130
@@ -225,10 +235,10 @@ def parser() -> argparse.ArgumentParser:
             one.add_argument("ids", metavar="ID", type=_id, nargs=ids)
         return one
 
-    _add_run(verb("run", verbs.run, "Run a command as a background task; prints its id"))
+    _add_run(verb("run", starting.run, "Run a command as a background task; prints its id"))
     _add_http(verb("http", requesting.http, "Request a route of a web app as a background task"))
     one = verb(
-        "list", verbs.list_, "List tasks: those that have not ended, and the last ten that have"
+        "list", looking.list_, "List tasks: those that have not ended, and the last ten that have"
     )
     one.add_argument("-a", "--all", action="store_true", help="all tasks")
     one.add_argument("-n", "--lines", type=_count, metavar="N", help="so many at the most")
@@ -247,31 +257,33 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--name", help="a shell pattern")
     one.add_argument("--group")
     one.add_argument("--user")
-    verb("status", verbs.status, "Show tasks; without an id, the daemon", "*")
-    one = verb("show", verbs.show, "Print a task's properties, for programs", "+")
+    verb("status", looking.status, "Show tasks; without an id, the daemon", "*")
+    one = verb("show", looking.show, "Print a task's properties, for programs", "+")
     one.add_argument("-p", "--property", action="append", help="only these: NAME,NAME…")
     one.add_argument("--value", action="store_true", help="print values without their names")
-    one = verb("output", verbs.output, "Print what a task printed, byte for byte", "+")
+    one = verb("output", looking.output, "Print what a task printed, byte for byte", "+")
     one.add_argument("-f", "--follow", action="store_true", help="go on until it has ended")
     one.add_argument("--text", action="store_true", help="without colours and other escapes")
     one.add_argument("--attempt", type=int, help="of this attempt (default: the last)")
-    one = verb("logs", verbs.logs, "Show tasks' journal; options after the ids go to journalctl")
+    one = verb("logs", looking.logs, "Show tasks' journal; options after the ids go to journalctl")
     one.add_argument("-f", "--follow", action="store_true", help="go on with what is logged")
     one.add_argument("-n", "--lines", type=_count, metavar="N", help="only the last so many")
     one.add_argument("ids", metavar="ID… [OPTION…]", nargs=argparse.REMAINDER, action=_IdsThenRest)
-    one = verb("wait", verbs.wait, "Wait until tasks have ended; fails unless all succeeded", "*")
+    one = verb("wait", looking.wait, "Wait until tasks have ended; fails unless all succeeded", "*")
     one.add_argument("--group", dest="group_of", help="the tasks of this group that have not ended")
     one.add_argument("--timeout", type=_span, help="give up after this time span")
-    one = verb("stop", verbs.stop, "End tasks: SIGTERM, and SIGKILL after their stop timeout", "*")
+    one = verb(
+        "stop", steering.stop, "End tasks: SIGTERM, and SIGKILL after their stop timeout", "*"
+    )
     one.add_argument("--group", dest="group_of", help="the tasks of this group that have not ended")
-    one = verb("kill", verbs.kill, "Send a Unix signal to tasks' processes", "+")
+    one = verb("kill", steering.kill, "Send a Unix signal to tasks' processes", "+")
     one.add_argument("-s", "--signal", default="SIGKILL")
     one.add_argument("--kill-whom", choices=("all", "main"), default="all")
-    verb("pause", verbs.pause, "Freeze tasks", "+")
-    verb("resume", verbs.resume, "Thaw tasks", "+")
+    verb("pause", steering.pause, "Freeze tasks", "+")
+    verb("resume", steering.resume, "Thaw tasks", "+")
     _add_changes(verb("edit", changing.edit, "Change tasks that wait", "+"))
     _add_changes(verb("retry", changing.retry, "Run ended tasks again, perhaps with changes", "+"))
-    verb("rm", verbs.remove, "Forget ended tasks and their output", "+")
+    verb("rm", steering.remove, "Forget ended tasks and their output", "+")
     one = verb("send", changing.send, "Send a line, or standard input, to a task's standard input")
     one.add_argument("id", metavar="ID", type=_id)
     one.add_argument("text", metavar="TEXT", nargs="*")
@@ -279,37 +291,37 @@ def parser() -> argparse.ArgumentParser:
     one = verb("stats", changing.stats, "Sum up the last tasks by name")
     one.add_argument("--name", help="a shell pattern")
     verb("clean", changing.clean, "Forget now what the retention says")
-    one = verb("signal", verbs.signal, "Leave a message in a task's mailbox")
+    one = verb("signal", talking.signal, "Leave a message in a task's mailbox")
     one.add_argument("id", metavar="ID", type=_id)
     one.add_argument("name", metavar="NAME")
     one.add_argument("payload", metavar="JSON", type=_json, nargs="?")
-    one = verb("signals", verbs.signals, "Show a task's mailbox")
+    one = verb("signals", talking.signals, "Show a task's mailbox")
     one.add_argument("id", metavar="ID", type=_id, nargs="?", default=os.environ.get("BGTASK_ID"))
     one.add_argument("--clear", action="store_true", help="and clear it")
     one.add_argument("-f", "--follow", action="store_true", help="go on until the task has ended")
     one.add_argument("-w", "--wait", action="store_true", help="wait for a message; show one")
     one.add_argument("--timeout", type=_span, metavar="SPAN", help="wait, but no longer than this")
-    one = verb("config", verbs.config, "Show, or replace, the configuration a task sees")
+    one = verb("config", talking.config, "Show, or replace, the configuration a task sees")
     one.add_argument("id", metavar="ID", type=_id, nargs="?", default=os.environ.get("BGTASK_ID"))
     one.add_argument("value", metavar="JSON", type=_json, nargs="?")
-    one = verb("update", verbs.update, "Report progress; inside a task, of this task")
+    one = verb("update", talking.update, "Report progress; inside a task, of this task")
     one.add_argument("--id", type=_id, default=os.environ.get("BGTASK_ID"))
     one.add_argument("--progress", type=float, metavar="PERCENT")
     one.add_argument("--finished", type=int)
     one.add_argument("--total", type=int)
     one.add_argument("--rewind", action="store_true", help="let the percentage go back")
     one.add_argument("message", nargs="?")
-    _add_record(verb("record", verbs.record, "Keep a record of work that is done elsewhere"))
+    _add_record(verb("record", talking.record, "Keep a record of work that is done elsewhere"))
     _add_schedule(verb("schedule", scheduling.schedule, "Have tasks started again and again"))
-    one = verb("queues", verbs.queues, "List queues; pause or resume one")
+    one = verb("queues", steering.queues, "List queues; pause or resume one")
     one.add_argument("action", choices=("list", "pause", "resume"), nargs="?", default="list")
     one.add_argument("queue", nargs="?")
     _add_call(verb("call", workers.call, "Hand a payload to a named task; prints its answer"))
     _add_workers(verb("workers", workers.workers, "Show the named tasks, and their processes"))
-    one = verb("monitor", verbs.monitor, "Show what runs, as it changes")
+    one = verb("monitor", looking.monitor, "Show what runs, as it changes")
     one.add_argument("--lines", action="store_true", help="a line a change, also on a terminal")
     verb("reload", workers.reload, "Take the configuration files over; no task is dropped")
-    one = verb("check-config", verbs.check_config, "Check the configuration files")
+    one = verb("check-config", looking.check_config, "Check the configuration files")
     one.add_argument("--config", default="/etc/bgtaskd.yaml")
     one.add_argument("--conf-d", default="/etc/bgtaskd/conf.d")
     return top

@@ -8,7 +8,8 @@ from argparse import Namespace
 from collections.abc import Iterator
 from typing import Any
 
-from bgtaskd.cli.verbs import Problem, client, start_options, started
+from bgtaskd.cli.common import Problem, client
+from bgtaskd.cli.starting import start_options, started
 
 
 def http(arguments: Namespace) -> int:

@@ -10,7 +10,7 @@ import time
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 
-from bgtaskd.cli import changing, verbs
+from bgtaskd.cli import changing, common
 from bgtaskd.cli.render import escaped, moment, span, table
 from bgtaskd.client.blocking import Client
 from bgtaskd.client.task import ScheduleInfo
@@ -29,19 +29,19 @@ def schedule(arguments: Namespace) -> None:
         "disable": lambda one, given: one.enable_schedule(given.name, False),
         "run": _run,
     }
-    with verbs.client(arguments) as one:
+    with common.client(arguments) as one:
         actions[arguments.action or "list"](one, arguments)
 
 
 def _list(one: Client, arguments: Namespace) -> None:
     found = one.schedules()
     if arguments.output == "json":
-        verbs.print_json([dataclasses.asdict(row) for row in found])
+        common.print_json([dataclasses.asdict(row) for row in found])
         return
-    lines = schedule_table(found, verbs.columns(), not arguments.no_legend)
+    lines = schedule_table(found, common.columns(), not arguments.no_legend)
     if not found and not arguments.no_legend:
         lines = ["No schedules."]
-    verbs.print_lines(lines, arguments)
+    common.print_lines(lines, arguments)
 
 
 def schedule_table(found: Sequence[ScheduleInfo], columns: int | None, legend: bool) -> list[str]:
@@ -76,7 +76,7 @@ def schedule_table(found: Sequence[ScheduleInfo], columns: int | None, legend: b
 def _add(one: Client, arguments: Namespace) -> None:
     command = getattr(arguments, "command", None)
     if not command:
-        raise verbs.Problem("run what? bgtaskctl schedule add NAME --calendar … -- COMMAND…")
+        raise common.Problem("run what? bgtaskctl schedule add NAME --calendar … -- COMMAND…")
     options = changing.changes_of(arguments)
     options.pop("name", None)  # its tasks have the schedule's
     one.add_schedule(
@@ -104,7 +104,7 @@ def _run(one: Client, arguments: Namespace) -> None:
                 raise
             time.sleep(0.2)
     if arguments.output == "json":
-        verbs.print_json({"id": task_id})
+        common.print_json({"id": task_id})
     elif task_id is None:
         print("The last one has not ended.")
     else:

@@ -9,7 +9,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Sequence
 
-from bgtaskd.cli import verbs
+from bgtaskd.cli import common
 from bgtaskd.cli.render import coloured, escaped, moment, size, span, table
 from bgtaskd.cli.show import now
 from bgtaskd.client.blocking import Client
@@ -32,20 +32,20 @@ def call(arguments: Namespace) -> None:
         try:
             payload = json.loads(text)
         except ValueError as error:
-            raise verbs.Problem(f"the payload is not JSON: {error}") from None
-    runner = Runner(verbs.client(arguments))
+            raise common.Problem(f"the payload is not JSON: {error}") from None
+    runner = Runner(common.client(arguments))
     answer = runner.run(
         arguments.name, payload, timeout=arguments.timeout, merge_key=arguments.merge_key
     )
-    verbs.print_json(answer)
+    common.print_json(answer)
 
 
 def reload(arguments: Namespace) -> int:
     """bgtaskctl reload."""
-    with verbs.client(arguments) as one:
+    with common.client(arguments) as one:
         mistakes = one.reload()
     if arguments.output == "json":
-        verbs.print_json({"mistakes": mistakes})
+        common.print_json({"mistakes": mistakes})
     else:
         for mistake in mistakes:
             print(escaped(mistake), file=sys.stderr)
@@ -54,7 +54,7 @@ def reload(arguments: Namespace) -> int:
 
 def workers(arguments: Namespace) -> int:
     """bgtaskctl workers."""
-    with verbs.client(arguments) as one:
+    with common.client(arguments) as one:
         if arguments.retry or arguments.drop:
             return _decide(one, arguments)
         if arguments.failed:
@@ -62,16 +62,16 @@ def workers(arguments: Namespace) -> int:
             return 0
         found = _chosen(one.workers(), arguments.names)
     if arguments.output == "json":
-        verbs.print_json([dataclasses.asdict(row) for row in found])
+        common.print_json([dataclasses.asdict(row) for row in found])
         return 0
     legend = not arguments.no_legend
-    lines = worker_table(found, verbs.columns(), verbs.colours(), legend)
+    lines = worker_table(found, common.columns(), common.colours(), legend)
     if not found and legend:
         lines = ["No named tasks."]
     aside = sum(row.aside for row in found)
     if aside and legend:
         lines += ["", f"Set aside: {aside}. See them: bgtaskctl workers --failed"]
-    verbs.print_lines(lines, arguments)
+    common.print_lines(lines, arguments)
     return 0
 
 
@@ -168,12 +168,12 @@ def _all_aside(one: Client, names: Sequence[str]) -> list[AsidePayload]:
 def _list_aside(one: Client, arguments: Namespace) -> None:
     found = _all_aside(one, arguments.names)
     if arguments.output == "json":
-        verbs.print_json([dataclasses.asdict(row) for row in found])
+        common.print_json([dataclasses.asdict(row) for row in found])
         return
-    lines = aside_table(found, verbs.columns(), not arguments.no_legend)
+    lines = aside_table(found, common.columns(), not arguments.no_legend)
     if not found and not arguments.no_legend:
         lines = ["No payloads are set aside."]
-    verbs.print_lines(lines, arguments)
+    common.print_lines(lines, arguments)
 
 
 def aside_table(found: Sequence[AsidePayload], columns: int | None, legend: bool) -> list[str]:
@@ -205,7 +205,7 @@ def _decide(one: Client, arguments: Namespace) -> int:
         done += act(ids[at : at + CHUNK])
     missing = [] if wanted == ALL else [number for number in ids if number not in done]
     if arguments.output == "json":
-        verbs.print_json({"ids": done})
+        common.print_json({"ids": done})
     elif not arguments.quiet:
         what = "Will be tried again" if arguments.retry else "Dropped"
         print(f"{what}: {len(done)}")

@@ -14,7 +14,7 @@ import pytest
 
 from bgtaskd import errors
 from bgtaskd.cli import main as cli
-from bgtaskd.cli import patient, verbs
+from bgtaskd.cli import patient, starting
 from bgtaskd.cli.patient import patiently
 from bgtaskd.client.blocking import Client
 from bgtaskd.client.task import StartedId
@@ -139,7 +139,7 @@ def test_ids_as_units_have_them() -> None:
     ],
 )
 def test_the_tasks_own_status(values: dict[str, Any], status: int) -> None:
-    assert verbs.exit_status(task(**values)) == status
+    assert starting.exit_status(task(**values)) == status
 
 
 def test_one_failure_keeps_no_other_task_from_its_stop(monkeypatch: pytest.MonkeyPatch) -> None:
