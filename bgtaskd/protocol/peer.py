@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import Final
 
 SO_PEERGROUPS: Final = 59
+GROUPS_BYTES: Final = 1024
+"""As much as Python lets getsockopt() return: 256 groups. Whoever is in more is in none, for us."""
 NOBODY: Final = 0xFFFFFFFF
 
 
@@ -32,7 +34,7 @@ def peer_of(sock: socket.socket) -> Peer:
     except OSError:
         return Peer()
     try:
-        raw = sock.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, 4 * 1024)
+        raw = sock.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, GROUPS_BYTES)
         groups = frozenset(number for (number,) in struct.iter_unpack("I", raw))
     except OSError:
         groups = frozenset()
