@@ -123,7 +123,13 @@ class _Reader:
         except ValueError as error:
             self._wrong("base_url", f"is no URL: {error}")
             return ""
-        if not good or not text.isascii() or not text.isprintable() or " " in text:
+        if (
+            not good
+            or not text.startswith(("http://", "https://"))
+            or not text.isascii()
+            or not text.isprintable()
+            or " " in text
+        ):
             self._wrong("base_url", "must be http://HOST[:PORT][/PATH], or https://…")
         elif "@" in url.netloc or url.query or url.fragment or "?" in text or "#" in text:
             self._wrong("base_url", "must have no user, query or fragment")

@@ -500,7 +500,7 @@ class Engine:
             "stdin": spec.stdin,
             "worker": spec.settings["name"] if spec.kind == WORKER else None,
             "template": self.templates.for_task(
-                task,
+                task if spec.http is None else self.requests.forked(task),
                 self.config.template_idle_usec,
                 self.config.templates_per_user,
                 now_usec(),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from bgtaskd.apps import App
@@ -22,6 +22,7 @@ from bgtaskd.units import HTTP_ARGV
 
 HIDDEN: Final = "http"
 """What the secret with headers and cookies is called."""
+PRELOAD: Final = ("bgtaskd.httptask.program",)
 
 
 @dataclass
@@ -76,6 +77,11 @@ class Requests:
             raise PermissionDenied(reason=reason)
         reason = f"there is no app {name[:64]!r} in /etc/bgtaskd/apps.d; you may request: {words or 'none'}"
         raise InvalidSpec(field="http.app", reason=reason)
+
+    def forked(self, task: Task) -> Task:
+        """The task as Templates must see it: of one user, with modules to load, whoever it is for."""
+        spec = replace(task.spec, argv=self.argv, preload=PRELOAD)
+        return replace(task, owner_uid=task.uid, spec=spec)
 
     def handover(self, task: Task, secrets: Mapping[str, str]) -> dict[str, Any]:
         """All that the task's process must know. Raises KeyError where the app is gone."""

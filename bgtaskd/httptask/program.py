@@ -29,6 +29,7 @@ from bgtaskd.client.path import TASKS
 from bgtaskd.errors import BgtaskdError
 from bgtaskd.httptask.ends import BROKEN, Ended, broken_off, by_status, not_connected, timed_out
 from bgtaskd.signing import HEADERS, NONCE_BYTES, Signed, sign
+from bgtaskd.task import template
 from bgtaskd.task.patience import patiently
 
 CONNECT_SECONDS: Final = 10.0
@@ -41,14 +42,22 @@ class _Expired(Exception):
 
 
 def main() -> int:
-    """The task; its exit status."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # it knows the app's key
+    """The task, or what such tasks are forked from; its exit status."""
     number = os.environ.pop("BGTASK_HANDOVER_FD", "")
     if not number.isdigit():
         sys.stderr.write("bgtaskd: this runs inside of tasks only\n")
         return FAILED
     with open(int(number), encoding="utf-8") as file:
         handover: dict[str, Any] = json.load(file)
+    if "request" in handover:
+        return run(handover)
+    # With our own modules, whatever it says.
+    return template.serve({"preload": [__name__], "idle_usec": handover["idle_usec"]}, run)
+
+
+def run(handover: Mapping[str, Any]) -> int:
+    """One request; the exit status. The process may have been forked, ready, from another."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # it knows the app's key
     client = Client(handover["socket"] or TASKS)
     exchange = Exchange(handover)
     try:
@@ -88,7 +97,7 @@ class Exchange:
         self._handover = handover
         self._asked: Mapping[str, Any] = handover["request"]
         base = urlsplit(handover["base_url"])
-        self._host = base.netloc
+        self._host, self._scheme = base.netloc, base.scheme
         self._url = handover["base_url"] + self._asked["path"]
         self._where = f"{base.scheme}://{base.netloc}"
         if handover["unix_socket"] is not None:
@@ -153,7 +162,7 @@ class Exchange:
 
     def _tls(self) -> ssl.SSLContext | bool:
         """How the app's certificate is checked."""
-        if not self._url.startswith("https:"):
+        if self._scheme != "https":
             return False  # there is none
         try:
             context = ssl.create_default_context(cafile=self._handover["ca_file"])

@@ -10,6 +10,7 @@ import sys
 from bgtaskd.config import CONF_D, PATH, Config, ConfigErrors, load_config
 from bgtaskd.launcher.messages import Launch
 from bgtaskd.launcher.users import User
+from bgtaskd.model import TEMPLATE
 from bgtaskd.units import ANONYMOUS_USER, HTTP, HTTP_ARGV, HTTP_USER
 
 FIRST_ORDINARY_UID = 1000
@@ -67,14 +68,12 @@ def _check_request(user: User, launch: Launch) -> None:
 
     So nobody can look into them; and nothing of theirs but the handover comes from a caller.
     """
-    if launch.kind != HTTP or user.name != HTTP_USER:
+    if launch.kind not in (HTTP, TEMPLATE) or user.name != HTTP_USER:
         raise NotAllowed(f"{HTTP_USER} is for tasks of kind {HTTP}, and they are for it")
     if launch.argv != HTTP_ARGV:
         raise NotAllowed(f"a task of kind {HTTP} runs {' '.join(HTTP_ARGV)}")
     if launch.env or launch.cwd is not None or launch.secrets or launch.stdin:
         raise NotAllowed(f"a task of kind {HTTP} has no env, cwd, stdin or credentials")
-    if launch.template is not None:
-        raise NotAllowed(f"a task of kind {HTTP} is forked from no template")
 
 
 def _mtime(path: str) -> float:

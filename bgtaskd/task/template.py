@@ -27,7 +27,7 @@ import sys
 import sysconfig
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final, NoReturn
 
 from bgtaskd.task import runner, target
@@ -36,16 +36,17 @@ LISTEN_FD: Final = 3
 """sd_listen_fds(3)."""
 OK, FAILED = 0, 1
 Stamp = tuple[int, int, int]
+Work = Callable[[Mapping[str, Any]], int]
 
 
 class CannotPreload(Exception):
     """A process like this cannot be forked."""
 
 
-def serve(handover: Mapping[str, Any]) -> int:
+def serve(handover: Mapping[str, Any], work: Work = runner.run) -> int:
     """Load the modules, and fork until nobody wants it any more; the exit status.
 
-    ``handover``: import_path, preload (the modules' names), idle_usec.
+    ``handover``: import_path, preload (the modules' names), idle_usec. ``work``: what a child does with its.
     """
     runner.use_path(handover.get("import_path"))
     began = time.monotonic()
@@ -58,7 +59,7 @@ def serve(handover: Mapping[str, Any]) -> int:
             + ", ".join(others)
         )
     took = time.monotonic() - began
-    template = Template(handover["idle_usec"] / 1e6)
+    template = Template(handover["idle_usec"] / 1e6, work)
     _log(f"Loaded {len(template.files)} files in {took:.2f} s")
     sys.stderr.flush()
     gc.collect()
@@ -69,9 +70,10 @@ def serve(handover: Mapping[str, Any]) -> int:
 class Template:
     """The loop: connections come, children go."""
 
-    def __init__(self, idle: float) -> None:
+    def __init__(self, idle: float, work: Work) -> None:
         """``idle``: seconds after which it is not needed."""
         self._idle = idle
+        self._work = work
         self._listener: socket.socket | None = socket.socket(fileno=LISTEN_FD)
         self._listener.set_inheritable(False)
         self._children: dict[int, tuple[int, socket.socket]] = {}
@@ -89,7 +91,7 @@ class Template:
             if self._listener is not None and self._spare is None:
                 connection = self._fork(self._listener)
                 if connection is not None:
-                    become(connection)
+                    become(connection, self._work)
                 if not self._forked:
                     self._tell(100.0, "ready")
             ready = self._poll.poll(None if self._children else int(self._idle * 1000) + 1)
@@ -192,7 +194,7 @@ def stamp(path: str) -> Stamp:
     return (found.st_mtime_ns, found.st_ino, found.st_size)
 
 
-def become(connection: socket.socket) -> NoReturn:
+def become(connection: socket.socket, work: Work) -> NoReturn:
     """In the child: wait for the scope and the request, then be the task, and end as it does."""
     os.setsid()
     _say(connection, "r", end="")
@@ -210,7 +212,7 @@ def become(connection: socket.socket) -> NoReturn:
         os._exit(203)
     _say(connection, "")
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    _leave(connection, runner.run(handover))
+    _leave(connection, work(handover))
 
 
 def _leave(connection: socket.socket, status: int) -> NoReturn:

@@ -165,6 +165,29 @@ def test_the_response_streams_and_the_route_reports(shop: Container) -> None:
     assert output(shop, task_id) == "begun\ndone\n"
 
 
+def test_requests_are_forked_from_one_process_that_is_ready(shop: Container) -> None:
+    def ready() -> list[dict[str, Any]]:
+        shown = shop.output("bgtaskctl", "list", "--kind", "template", "-o", "json")
+        return [one for one in json.loads(shown) if one["message"] == "ready"]
+
+    echoed(shop, http(shop, "GET", "/echo"))
+    shop.wait_for("a template", lambda: len(ready()) == 1)
+    [template] = ready()
+    assert template["user"] == "bgtaskd-http"
+    shop.sh("rm -f /tmp/go")
+    task_id = http(shop, "--cookie", "a=b", "GET", "/slow")
+    shop.wait_for("the first line", lambda: output(shop, task_id) == "begun\n")
+    group = f"/sys/fs/cgroup/bgtask.slice/bgtask-default.slice/{get(shop, task_id)['unit']}"
+    pid = shop.read(f"{group}/cgroup.procs").split()[0]
+    parent = shop.output("ps", "-o", "ppid=", "-p", pid).strip()
+    assert template["unit"] in shop.read(f"/proc/{parent}/cgroup")
+    [cores] = [one for one in shop.read(f"/proc/{pid}/limits").splitlines() if "core file" in one]
+    assert cores.split()[4:6] == ["0", "0"]
+    assert places_with(shop, KEY) == {"/etc/shop.key"}
+    shop.sh("touch /tmp/go")
+    assert wait(shop, task_id)["state"] == "finished"
+
+
 def test_the_same_request_of_the_same_session_is_merged(shop: Container) -> None:
     shop.sh("rm -f /tmp/go")
     ask = ["--cookie", "sid=1", "GET", "/slow"]
@@ -217,6 +240,48 @@ def test_an_app_may_have_tls_or_a_socket(shop: Container, app: str) -> None:
     told = echoed(shop, http(shop, "--json", '{"a": 1}', "PUT", "/echo", app=app))
     assert (told["method"], told["body"], told["type"]) == ("PUT", '{"a": 1}', "application/json")
     assert told["headers"]["HOST"] == ("shop.example" if app == "unix" else "localhost:8443")
+
+
+ASYNCIO = """
+import asyncio, bgtaskd, json, sys
+async def main():
+    client = bgtaskd.AsyncClient()
+    headers = {"content-type": "application/x-png", "Authorization": "x"}
+    told = []
+    for options in (
+        {"body": bytes(range(256)), "headers": headers, "query": {"a": [1, "\u00fc"]}, "queue": "default"},
+        {"json": {"a": None}, "cookies": {"sid": 1}, "as_user": False, "name": "by json"},
+    ):
+        task_id = await client.http("put", "/echo", app="shop", **options)
+        assert not task_id.merged
+        task = await client.wait(task_id)
+        told.append([task.name, json.loads(await client.output(task_id))])
+    print(json.dumps(told))
+asyncio.run(main())
+"""
+
+
+def test_the_asyncio_client_asks_the_same(shop: Container) -> None:
+    shop.write("/home/alice/asking.py", ASYNCIO)
+    done = shop.run(["python3", "/home/alice/asking.py"], user="alice")
+    [(name, first), (other, second)] = json.loads(done.stdout)
+    assert (name, other) == ("PUT /echo", "by json")
+    assert first["body"].encode("latin-1") == bytes(range(256))
+    assert (first["type"], first["query"]) == ("application/x-png", "a=1&a=%C3%BC")
+    assert (second["type"], second["body"]) == ("application/json", '{"a": null}')
+    assert "AUTHORIZATION" in first["headers"]
+    assert "COOKIE" not in second["headers"]
+
+
+def test_a_request_that_waits_can_be_edited(shop: Container) -> None:
+    task_id = http(shop, "--delay", "1h", "--cookie", "a=b", "--data", "n=1", "POST", "/echo")
+    edit = ["bgtaskctl", "edit", str(task_id)]
+    refused = shop.run([*edit, "--", "id"], user="alice", check=False)
+    assert refused.returncode != 0
+    shop.run([*edit, "--delay", "0s", "--priority", "7"], user="alice")
+    told = echoed(shop, task_id)
+    assert (told["body"], told["headers"]["COOKIE"]) == ("n=1", "a=b")
+    assert get(shop, task_id)["priority"] == 7
 
 
 def test_a_stop_hangs_up(shop: Container) -> None:
@@ -323,8 +388,12 @@ def test_nothing_else_runs_as_the_user_of_requests(shop: Container) -> None:
         shop.sh("rm /etc/bgtaskd/conf.d/http.yaml")
         shop.systemctl("reload", "bgtaskd.service")
     task = wait(shop, http(shop, "--on-end", "id -un", "GET", "/echo"))
-    shop.wait_for("the hook", lambda: "alice" in output(shop, task["id"] + 1))
-    assert get(shop, task["id"] + 1)["user"] == "alice"
+    [hook] = json.loads(
+        shop.output("bgtaskctl", "list", "--all", "--name", "*:end", "-o", "json", user="alice")
+    )
+    assert hook["user"] == "alice"
+    wait(shop, hook["id"])
+    assert output(shop, hook["id"]) == "alice\n"
 
 
 def test_neither_key_nor_session_is_to_be_found(shop: Container) -> None:

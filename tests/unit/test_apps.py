@@ -74,6 +74,7 @@ def test_a_file_is_an_app_of_its_name(tmp_path: Path) -> None:
         (SHORT.replace("localhost", "localhost/a/../b"), 1, "base_url", "plain"),
         (SHORT.replace("localhost", "localhost:99999"), 1, "base_url", "URL"),
         (SHORT.replace("http://localhost", "localhost"), 1, "base_url", "http://"),
+        (SHORT.replace("http://localhost", "HTTPS://localhost"), 1, "base_url", "https://"),
         ("user: alice\nkey: " + KEY, 0, "base_url", "missing"),
         (f"base_url: http://localhost\nkey: {KEY}\n", 0, "user", "missing"),
         ("base_url: http://localhost\nuser: alice\n", 0, "key", "key_file"),

@@ -10,6 +10,7 @@ import pytest
 from bgtaskd.launcher.messages import read_launch
 from bgtaskd.launcher.policy import NotAllowed, UidPolicy
 from bgtaskd.launcher.users import User
+from bgtaskd.model import TEMPLATE
 from bgtaskd.units import HTTP, HTTP_ARGV, HTTP_USER
 from tests.unit.test_launcher_input import GOOD
 
@@ -24,6 +25,8 @@ def check(user: User, **changes: Any) -> None:
 
 def test_a_request_runs_as_its_user() -> None:
     check(REQUESTS)
+    check(REQUESTS, template=7)
+    check(REQUESTS, kind=TEMPLATE)
 
 
 @pytest.mark.parametrize(
@@ -32,13 +35,13 @@ def test_a_request_runs_as_its_user() -> None:
         (ALICE, {}),
         (REQUESTS, {"kind": "command"}),
         (REQUESTS, {"kind": "python"}),
+        (REQUESTS, {"kind": TEMPLATE, "env": {"PYTHONPATH": "/tmp"}}),
         (REQUESTS, {"argv": ["sh"]}),
         (REQUESTS, {"argv": [*HTTP_ARGV, "more"]}),
         (REQUESTS, {"argv": ["python3", *HTTP_ARGV[1:]]}),
         (REQUESTS, {"env": {"LD_PRELOAD": "/tmp/x.so"}}),
         (REQUESTS, {"cwd": "/tmp"}),
         (REQUESTS, {"stdin": True}),
-        (REQUESTS, {"template": 7}),
         (REQUESTS, {"secrets": {"a": "b"}}),
     ],
 )
