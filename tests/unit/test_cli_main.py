@@ -15,6 +15,7 @@ import pytest
 from bgtaskd import errors
 from bgtaskd.cli import main as cli
 from bgtaskd.cli import patient, starting
+from bgtaskd.cli.options import parser
 from bgtaskd.cli.patient import patiently
 from bgtaskd.client.blocking import Client
 from bgtaskd.client.task import StartedId
@@ -118,7 +119,7 @@ def test_wrong_usage_is_2(argv: list[str], capsys: pytest.CaptureFixture[str]) -
 
 
 def test_ids_as_units_have_them() -> None:
-    parse = cli.parser().parse_args
+    parse = parser().parse_args
     assert parse(["stop", "42", "bgtask-43", "bgtask-44.scope", "bgtask-45.2.scope"]).ids == [
         42,
         43,
@@ -223,9 +224,7 @@ def test_a_wait_goes_on_with_those_that_are_left(monkeypatch: pytest.MonkeyPatch
 
 
 def subparsers() -> dict[str, argparse.ArgumentParser]:
-    (action,) = [
-        one for one in cli.parser()._actions if isinstance(one, argparse._SubParsersAction)
-    ]
+    (action,) = [one for one in parser()._actions if isinstance(one, argparse._SubParsersAction)]
     return dict(action.choices)
 
 
