@@ -34,6 +34,7 @@ from bgtaskd.daemon import bus_connection, bus_signals, polkit
 from bgtaskd.daemon.bus import Bus
 from bgtaskd.daemon.bus_calls import CALLS_PER_USER
 from bgtaskd.daemon.bus_connection import Callers, Connection
+from bgtaskd.daemon.bus_reader import VALUES_MAX
 from bgtaskd.model import TEMPLATE, Result, State, TaskSpec
 from bgtaskd.protocol.peer import NOBODY, Peer
 from tests.unit.test_bus_signals import a_task
@@ -665,6 +666,39 @@ def test_a_large_nested_body_is_not_decoded(house: House) -> None:
                 longest = max(longest, loop.time() - before)
             await sending
             assert b"InvalidArgs" in answer.result()
+            assert longest < 0.5
+            client.socket.close()
+
+    asyncio.run(main())
+
+
+def test_many_large_specs_leave_room_for_others(house: House) -> None:
+    """As many values as may be, by many calls at once: in between, the event loop gets its turn."""
+
+    async def main() -> None:
+        facade = Facade()
+        async with serving(house, facade):
+            loop = asyncio.get_running_loop()
+            client = await asyncio.to_thread(RawClient, house)
+            count = VALUES_MAX - 10
+            words = (struct.pack("<I", 1) + b"x\0\0\0") * count
+            head = b"\x04\0\0\0argv\0\x02as\0\0\0\0"
+            argv = head + struct.pack("<I", len(words) - 2) + words[:-2]
+            body = struct.pack("<II", len(argv), 0) + argv
+            longest = 0.0
+
+            def send() -> None:
+                for _ in range(20):
+                    client.send("Start", "a{sv}", body, flags=1)
+
+            sending = asyncio.ensure_future(asyncio.to_thread(send))
+            async with asyncio.timeout(PATIENCE):
+                while len(facade.calls) < 20:
+                    before = loop.time()
+                    await asyncio.sleep(0)
+                    longest = max(longest, loop.time() - before)
+            await sending
+            assert len(facade.calls[0][2]["spec"]["argv"]) == count
             assert longest < 0.5
             client.socket.close()
 
