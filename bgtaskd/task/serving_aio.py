@@ -53,6 +53,7 @@ class AsyncServing:
         self._watchdog = None if watchdog is None else watchdog / 1e6
         self._is_beating = False
         self._why = ""
+        self._failure: Exception | None = None
         self._timer: asyncio.TimerHandle | None = None
 
     def run(self) -> int:
@@ -81,6 +82,8 @@ class AsyncServing:
             listener.set_inheritable(False)
             loop.add_reader(listener, self._accept, listener)
         await self._leaving.wait()
+        if self._failure is not None:
+            raise self._failure
         if listener is not None:
             loop.remove_reader(listener)
         self._link.give_back([one.id for one in self._jobs])
@@ -210,9 +213,13 @@ class AsyncServing:
         self._set_timer()
 
     async def _loop(self) -> None:
-        while True:
-            await _maybe(self._worker.loop())
-            await asyncio.sleep(self._worker.loop_interval)
+        try:
+            while True:
+                await _maybe(self._worker.loop())
+                await asyncio.sleep(self._worker.loop_interval)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it ends the process
+            self._failure = error
+            self._leave(TOLD)
 
     async def _idle(self) -> None:
         if self._settings["idle_usec"] is None:

@@ -14,7 +14,19 @@ from tests.houses.container import Container
 
 DIRECTORY = "/etc/bgtaskd/tasks.d"
 MODULE = """
+import os
+
 import bgtaskd
+
+
+class Loopy(bgtaskd.SyncTask):
+    async def work(self, payload, context):
+        return os.getpid()
+
+    def loop(self):
+        if os.path.exists("/home/alice/full"):
+            os.unlink("/home/alice/full")
+            raise OSError("the disk is full")
 
 
 class Adder(bgtaskd.SyncTask):
@@ -86,6 +98,20 @@ def test_reload_is_done_when_it_returns_and_tells_mistakes(named: Container) -> 
     ]
 
 
+def test_members_of_groups_are_known_by_all_of_their_groups(named: Container) -> None:
+    """The kernel tells the supplementary groups of a connection, too."""
+    assert int(ctl(named, "call", "fussy", '"from bob"', user="bob")) > 0
+    assert "not allowed" in ctl(named, "workers", "--failed", user="bob", status=5)
+    named.run(["adduser", "--quiet", "bob", "bgtask-admin"])
+    try:
+        ctl(named, "workers", "--failed", user="bob")
+        ctl(named, "reload", user="bob")
+    finally:
+        named.run(["gpasswd", "--delete", "bob", "bgtask-admin"])
+    named.wait_for("bob's", lambda: "from bob" in named.read("/home/alice/done"))
+    named.sh("rm /home/alice/done")
+
+
 def test_a_synchronous_task_answers(named: Container) -> None:
     assert "idle" in ctl(named, "workers", "adder") or seen(named, "adder")["processes"]
     uid = int(named.output("id", "-u", "bob"))
@@ -98,6 +124,23 @@ def test_a_synchronous_task_answers(named: Container) -> None:
     assert "TypeError" in ctl(named, "call", "adder", '"x"', status=1)
     assert "not JSON" in ctl(named, "call", "adder", "{", status=1)
     assert ctl(named, "call", "adder", "1", user="carol", status=5)
+
+
+def test_a_loop_that_fails_ends_its_process(named: Container) -> None:
+    """Otherwise nobody would ever call it again: an asyncio one's must do as any other."""
+    named.write(f"{DIRECTORY}/loopy.yaml", yaml("sync", "Loopy"))
+    ctl(named, "reload", user="root")
+    first = ctl(named, "call", "loopy")
+    assert ctl(named, "call", "loopy") == first
+    named.sh("touch /home/alice/full", user="alice")
+
+    def other() -> bool:  # whose call the first one had in hand when it died is told so
+        done = named.run(["bgtaskctl", "call", "loopy"], user="alice", check=False)
+        return done.returncode == 0 and done.stdout != first
+
+    named.wait_for("another process", other)
+    named.sh(f"rm {DIRECTORY}/loopy.yaml")
+    ctl(named, "reload", user="root")
 
 
 def test_each_process_has_a_line(named: Container) -> None:
