@@ -28,7 +28,7 @@ IMAGE_SIZE = "4G"
 PACKAGES = (
     "systemd systemd-sysv libpam-systemd dbus dbus-user-session polkitd "
     "python3 python3-pystemd python3-dbus-next python3-sdnotify python3-yaml python3-httpx "
-    "python3-django python3-flask python3-starlette "
+    "python3-django python3-flask python3-starlette python3-aiosmtpd "
     "adduser bash-completion doc-debian less man-db passwd procps sudo util-linux zsh "
     "python3-pytest python3-hypothesis"
 ).split()
