@@ -140,9 +140,10 @@ class Calls:
     async def _method(self, call: Incoming, method: Method) -> Any:
         async with self._as_caller(call) as peer:
             arguments = await self._arguments(call.message, method)
-            parameters = parameters_of(method.name, method.parameters(*arguments))
+            operation = method.operation or method.name
+            parameters = parameters_of(operation, method.parameters(*arguments))
             try:
-                result = await self._facade.call(peer, method.name, parameters)
+                result = await self._facade.call(peer, operation, parameters)
             except (errors.PermissionDenied, errors.NoSuchTask) as refusal:
                 # The daemon does not tell strangers which tasks there are: either may mean "not yours".
                 if self._user or peer.uid == 0 or not method.for_others(parameters):
@@ -150,7 +151,7 @@ class Calls:
                 await self._authorize(call, peer, method, parameters["id"], refusal)
                 # As an administrator, then: polkit's yes says no less than that.
                 admin = Peer(uid=0, gid=0, pid=peer.pid)
-                result = await self._facade.call(admin, method.name, parameters)
+                result = await self._facade.call(admin, operation, parameters)
         body = method.answer(result)
         return Message.new_method_return(call.message, method.signature_out, body)
 

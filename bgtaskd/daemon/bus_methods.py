@@ -46,7 +46,7 @@ def _never(_: Parameters) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """A method: the operation of the daemon of that name, and the way there and back."""
+    """A method: the operation of the daemon behind it, and the way there and back."""
 
     name: str
     takes: Named
@@ -58,6 +58,8 @@ class Method:
     for_others: Callable[[Parameters], bool] = _with_id
     """Whether polkit may let somebody do it to another user's task. Not what makes something else run as
     that user: this is for administrators alone."""
+    operation: str = ""
+    """Its name, where it is not the method's."""
 
     @property
     def signature_in(self) -> str:
@@ -187,6 +189,14 @@ METHODS: Final[Mapping[str, Method]] = {
             (("tasks", "a(tssssssd)"),),
             lambda: {"limit": LIST_LIMIT},
             lambda result: [[task_row(task) for task in result["tasks"]]],
+        ),
+        Method(
+            "ListFiltered",
+            (("filter", "a{sv}"),),
+            (("tasks", "a(tssssssd)"),),
+            lambda given: {"limit": LIST_LIMIT, **given},
+            lambda result: [[task_row(task) for task in result["tasks"]]],
+            operation="List",
         ),
         Method(
             "Get", (_ID,), (("task", "a{sv}"),), _id, lambda result: [task_values(result["task"])]

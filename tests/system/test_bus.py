@@ -202,6 +202,9 @@ def test_messages_configuration_and_reports(machine: Container) -> None:
     call(machine, "Record", "tsa{sv}", str(record), "finished", "1", "message", "s", "all done")
     task = get(machine, record)
     assert (task["state"], task["message"]) == ("finished", "all done")
+    records = ["2", "kinds", "as", "1", "record", "states", "as", "1", "finished"]
+    [rows] = call(machine, "ListFiltered", "a{sv}", *records)
+    assert [row[:3] for row in rows] == [[record, "elsewhere", "finished"]]
     [names] = call(machine, "Stats", "s", "elsewhere")
     assert [known(one)["runs"] for one in names] == [1]
 

@@ -123,6 +123,8 @@ def test_a_spec_is_what_the_varlink_interface_says() -> None:
         "merge_key": None,
         "timeout_usec": None,
     }
+    listed = METHODS["ListFiltered"].parameters({"states": ["running"], "group": "g"})
+    assert parameters_of("List", listed) == {"limit": 1000, "states": ["running"], "group": "g"}
     assert parameters_of("Retry", METHODS["Retry"].parameters(1, {}))["changes"] is None
     assert parameters_of("Stats", METHODS["Stats"].parameters(""))["name"] is None
 
@@ -156,6 +158,8 @@ def test_a_spec_is_what_the_varlink_interface_says() -> None:
         ("AddSchedule", [{"name": "x", "calendar": ["daily"]}], "schedule.spec", "missing"),
         ("AddSchedule", [{"spec": {"secrets": {}}}], "secrets", "not over D-Bus"),
         ("Record", [1, "sleeping", {}], "state", "must be one of"),
+        ("ListFiltered", [{"states": ["sleeping"]}], "states[0]", "must be one of"),
+        ("ListFiltered", [{"limit": "1"}], "limit", "must be of type int"),
         ("Report", [1, {"percent": "9"}], "percent", "must be of type float"),
     ],
 )
@@ -163,7 +167,7 @@ def test_other_values_are_refused_by_their_fields_name(
     method: str, arguments: list[Any], field: str, reason: str
 ) -> None:
     with pytest.raises(errors.InvalidSpec) as refused:
-        parameters_of(method, METHODS[method].parameters(*arguments))
+        parameters_of(METHODS[method].operation or method, METHODS[method].parameters(*arguments))
     assert refused.value.parameters["field"] == field
     assert refused.value.parameters["reason"].startswith(reason)
 
@@ -193,17 +197,19 @@ def test_whatever_comes_is_checked_or_refused(name: str, data: st.DataObject) ->
     }
     method = METHODS[name]
     arguments = [data.draw(draws[signature]) for _, signature in method.takes]
+    operation = method.operation or name
     try:
-        parameters = parameters_of(name, method.parameters(*arguments))
+        parameters = parameters_of(operation, method.parameters(*arguments))
     except errors.InvalidSpec as error:
         assert error.parameters["reason"]
     else:
-        bgtaskd_interface().check(name, parameters)
+        bgtaskd_interface().check(operation, parameters)
 
 
 def test_every_operation_is_there_but_for_those_that_the_bus_has_otherwise() -> None:
-    assert set(OPERATIONS) - set(METHODS) == {"Watch", "Wait", "Status"}
-    assert set(METHODS) <= set(OPERATIONS)
+    there = {one.operation or name for name, one in METHODS.items()}
+    assert set(OPERATIONS) - there == {"Watch", "Wait", "Status"}
+    assert there <= set(OPERATIONS)
 
 
 def test_what_runs_something_as_its_owner_is_not_for_polkit() -> None:
@@ -290,6 +296,7 @@ def test_the_introspection_is_what_is_served() -> None:
     [manager] = [one for one in node.interfaces if one.name == INTERFACE]
     assert {one.name: (one.in_signature, one.out_signature) for one in manager.methods} == {
         "List": ("", "a(tssssssd)"),
+        "ListFiltered": ("a{sv}", "a(tssssssd)"),
         "Get": ("t", "a{sv}"),
         "Start": ("a{sv}", "tb"),
         "Edit": ("ta{sv}", ""),
