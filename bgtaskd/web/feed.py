@@ -83,8 +83,8 @@ class Feed:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="bgtaskd-feed", daemon=True)
                 self._thread.start()
-        if topic.asked == 0.0:
-            self.ask(target)
+        if topic.asked == 0.0 or is_end(topic.seen):
+            self.ask(target)  # an ended one may be gone by now, or retried
         return Seat(self, target, topic, wake)
 
     def leave(self, target: Target, topic: _Topic, wake: Callable[[], None]) -> None:

@@ -106,7 +106,7 @@ class Page:
         """The answer, whatever the request. Blocks while the daemon is asked."""
         *_, verb, last = ("", *request.path.split("/"))
         if last in FILES:
-            return _file(request, last)
+            return static(request, last, FILES[last])
         if verb not in ("status", "events", "output", *ACTIONS):
             return _refused(404, "not-found")
         allowed = ("POST",) if verb in ACTIONS else ("GET", "HEAD")
@@ -264,8 +264,11 @@ def _target(reference: Reference) -> Target:
 
 def _is_from_our_page(request: Request) -> bool:
     """Whether a script of the app's own origin sent it: no other's can set the header without our leave."""
-    if request.headers.get("x-bgtask-page") != "1":
-        return False
+    return request.headers.get("x-bgtask-page") == "1" and is_same_origin(request)
+
+
+def is_same_origin(request: Request) -> bool:
+    """Whether it was sent from a page of the same origin. Every browser of today says so with a POST."""
     site = request.headers.get("sec-fetch-site")
     if site is not None:
         return site == "same-origin"
@@ -273,14 +276,15 @@ def _is_from_our_page(request: Request) -> bool:
     return bool(origin.netloc) and origin.netloc == request.headers.get("host")
 
 
-def _file(request: Request, name: str) -> Answer:
+def static(request: Request, name: str, kind: str) -> Answer:
+    """One of our files, to be kept for ever where the address has its hash."""
     if request.method not in ("GET", "HEAD"):
         return _refused(405, "method-not-allowed", ("Allow", "GET, HEAD"))
     data, version = _load(name)
     known = parse_qs(request.query).get("v") == [version]
     kept = "public, max-age=31536000, immutable" if known else "public, no-cache"
     tag = f'"{version}"'
-    headers = _headers(("Content-Type", FILES[name]), ("Cache-Control", kept), ("ETag", tag))
+    headers = _headers(("Content-Type", kind), ("Cache-Control", kept), ("ETag", tag))
     if request.headers.get("if-none-match") == tag:
         return Answer(304, headers)
     return Answer(200, headers, data)

@@ -8,7 +8,15 @@ from tests.houses.container import Container
 
 FILES = Path(__file__).parent
 HOME = "/home/alice"
-INSIDE = ("__init__", "app", "harness", "check_widgets", "check_examples", "screenshots")
+INSIDE = (
+    "__init__",
+    "app",
+    "harness",
+    "check_widgets",
+    "check_examples",
+    "check_admin",
+    "screenshots",
+)
 
 
 def prepare(container: Container) -> None:

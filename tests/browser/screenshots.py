@@ -4,12 +4,23 @@
 from __future__ import annotations
 
 import base64
+import subprocess
 from pathlib import Path
 from typing import Any
 
 from bgtaskd.web import reference
 from tests.browser.app import KEY
-from tests.browser.harness import Browser, Server, Widget, client, finish, ref, talker, until
+from tests.browser.harness import (
+    Browser,
+    Server,
+    Widget,
+    client,
+    finish,
+    is_listening,
+    ref,
+    talker,
+    until,
+)
 
 TARGET = Path.home() / "screenshots"
 ALL = ("output", "pause", "resume", "stop")
@@ -24,6 +35,7 @@ def main() -> None:
         waiting(browser, server)
         small(browser, server)
         output(browser, server)
+        administration(browser)
         print(browser.complaints() or "no complaints")
     finally:
         browser.driver.quit()
@@ -134,6 +146,31 @@ def output(browser: Browser, server: Server) -> None:
     until(lambda: "30 %" in strip.text)
     take(browser, "output", 640, 420)
     finish(task_id)
+
+
+def administration(browser: Browser) -> None:
+    sudo = ["sudo", "-n"]
+    subprocess.run([*sudo, "systemctl", "start", "bgtaskd-web"], check=True)
+    until(lambda: is_listening(8420))
+    token = subprocess.check_output([*sudo, "cat", "/run/bgtaskd-web/token"], text=True)
+    browser.size(960, 640)
+    browser.driver.get("http://127.0.0.1:8420/")
+    browser.driver.find_element("name", "token").send_keys(token)
+    until(lambda: browser.driver.title == "Tasks – bgtaskd")
+    busy = "import time\nblock = []\nfor n in range(1, 600):\n    print('row', n, flush=True)\n"
+    busy += "    block.append(bytearray(2 << 20))\n    sum(range(2 * 10**6))\n    time.sleep(0.1)\n"
+    task_id = client.start(["python3", "-c", busy], name="Reckoning the year")
+    until(lambda: client.get(task_id).state == "running")
+    client.report(task_id, finished=14, total=600, message="row 14")
+    browser.driver.refresh()
+    take(browser, "admin-list", 960, 640)
+    browser.driver.get(f"http://127.0.0.1:8420/tasks/{task_id}")
+    points = (
+        "return document.querySelectorAll('.line')[1]?.getAttribute('points').split(' ').length"
+    )
+    until(lambda: (browser.run(points) or 0) > 4)
+    take(browser, "admin-task", 960, 900)
+    client.stop(task_id)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from tests.browser.machine import HOME
 from tests.houses.container import Container
 
 
-@pytest.mark.parametrize("what", ["widgets", "examples"])
+@pytest.mark.parametrize("what", ["widgets", "examples", "admin"])
 def test_in_a_browser(machine: Container, what: str) -> None:
     files = f"tests/browser/check_{what}.py"
     argv = ["python3", "-m", "pytest", "-q", "-p", "no:cacheprovider", "--durations=5", files]
