@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import sys
@@ -13,6 +12,7 @@ from typing import Any, NoReturn
 from bgtaskd.cli import workers
 from bgtaskd.cli.render import escaped
 from bgtaskd.properties import parse_timespan
+from bgtaskd.protocol.codec import DEPTH_MAX, MalformedMessage, decode_value
 
 USAGE = 2
 """The exit status."""
@@ -111,9 +111,9 @@ def count(text: str) -> int:
 def json_value(text: str) -> Any:
     """JSON."""
     try:
-        return json.loads(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"not JSON: {error}") from None
+        return decode_value(words(text).encode(), DEPTH_MAX)
+    except MalformedMessage as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def payloads(text: str) -> Any:

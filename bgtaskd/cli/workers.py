@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from bgtaskd.client.blocking import Client
 from bgtaskd.client.runner import Runner
 from bgtaskd.client.workers import AsidePayload, ProcessInfo, WorkerInfo
 from bgtaskd.errors import NoSuchWorker
+from bgtaskd.protocol.codec import DEPTH_MAX, MalformedMessage, decode_value
 
 CHUNK = 1000
 ALL = "all"
@@ -28,11 +28,12 @@ def call(arguments: Namespace) -> None:
     """bgtaskctl call."""
     payload = None
     if arguments.payload is not None:
-        text = sys.stdin.read() if arguments.payload == "-" else arguments.payload
+        word = arguments.payload
         try:
-            payload = json.loads(text)
-        except ValueError as error:
-            raise common.Problem(f"the payload is not JSON: {error}") from None
+            data = sys.stdin.buffer.read() if word == "-" else word.encode()
+            payload = decode_value(data, DEPTH_MAX)
+        except MalformedMessage as error:
+            raise common.Problem(f"the payload is {error}") from None
     runner = Runner(common.client(arguments))
     answer = runner.run(
         arguments.name, payload, timeout=arguments.timeout, merge_key=arguments.merge_key

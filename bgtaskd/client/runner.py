@@ -15,6 +15,7 @@ from bgtaskd.client.path import default_socket
 from bgtaskd.client.task import Seconds, usec
 from bgtaskd.errors import (
     CallFailed,
+    InvalidSpec,
     NoSuchWorker,
     NotReachable,
     PermissionDenied,
@@ -22,10 +23,11 @@ from bgtaskd.errors import (
     TimedOut,
     WorkerDied,
 )
-from bgtaskd.protocol.codec import DEPTH_MAX, Decoder, MalformedMessage, encode
+from bgtaskd.protocol.codec import DEPTH_MAX, MESSAGE_MAX, Decoder, MalformedMessage, encode
 
 METHOD: Final = "org.bgtaskd.Worker.Call"
 FAILED: Final = "org.bgtaskd.Worker.CallFailed"
+MALFORMED: Final = "org.bgtaskd.Worker.MalformedMessage"
 ANSWER_MAX: Final = 8 << 20
 AGAIN_SECONDS: Final = 0.01
 
@@ -53,7 +55,7 @@ class Runner:
         the same user with this key that is under way answers this one too.
 
         Raises CallFailed with what work() raised, WorkerDied where the process died with the call in hand,
-        TimedOut, NoSuchWorker, PermissionDenied, QueueFull.
+        TimedOut, NoSuchWorker, PermissionDenied, QueueFull; InvalidSpec for a payload of more than a mebibyte.
         """
         if merge_key is None:
             wire = self._wire(name)
@@ -99,8 +101,11 @@ def path_of(directory: str, name: str) -> str:
 
 
 def request(payload: Any) -> bytes:
-    """A call on the wire. Raises ValueError, TypeError for what is no JSON."""
-    return encode({"method": METHOD, "parameters": {"payload": payload}})
+    """A call on the wire. Raises ValueError, TypeError for what is no JSON, InvalidSpec for too much of it."""
+    data = encode({"method": METHOD, "parameters": {"payload": payload}})
+    if len(data) > MESSAGE_MAX:
+        raise InvalidSpec(field="payload", reason=f"a call is at most {MESSAGE_MAX} bytes long")
+    return data
 
 
 def answer_of(message: dict[str, Any]) -> Any:
@@ -113,6 +118,8 @@ def answer_of(message: dict[str, Any]) -> Any:
         return parameters.get("answer")
     if error == FAILED:
         raise CallFailed(**{key: parameters.get(key, "") for key in CallFailed.fields})
+    if error == MALFORMED:
+        raise InvalidSpec(field="payload", reason=str(parameters.get("reason")))
     raise ProtocolError(f"the named task refused: {error} {parameters}")
 
 

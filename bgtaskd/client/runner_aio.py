@@ -13,7 +13,7 @@ from bgtaskd.client.path import default_socket
 from bgtaskd.client.runner import AGAIN_SECONDS, ANSWER_MAX, answer_of, path_of, refused, request
 from bgtaskd.client.task import Seconds, usec
 from bgtaskd.errors import ProtocolError, TimedOut, WorkerDied
-from bgtaskd.protocol.codec import MalformedMessage, decode
+from bgtaskd.protocol.codec import DEPTH_MAX, MalformedMessage, decode
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
@@ -72,7 +72,7 @@ class AsyncRunner:
             try:
                 writer.write(data)
                 await writer.drain()
-                message = decode((await reader.readuntil(b"\0"))[:-1])
+                message = decode((await reader.readuntil(b"\0"))[:-1], 2 * DEPTH_MAX)
                 good = True
             except (BrokenPipeError, ConnectionResetError):
                 # So says the kernel where nobody has read it all: nothing was begun, it may be sent again.

@@ -109,6 +109,10 @@ def test_exit_statuses_are_those_of_the_manual(
         ["run", "-p", "MemoryMax", "--", "true"],
         ["run", "--name", "\udcff", "--", "true"],
         ["signal", "1", "name", "not json"],
+        ["signal", "1", "name", "NaN"],
+        ["signal", "1", "name", "[" * 100_000],
+        ["signal", "1", "name", '"\udcff"'],
+        ["workers", "--retry", "all", "--drop", "all"],
     ],
 )
 def test_wrong_usage_is_2(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -116,6 +120,12 @@ def test_wrong_usage_is_2(argv: list[str], capsys: pytest.CaptureFixture[str]) -
         cli.main(argv)
     assert caught.value.code == 2
     assert capsys.readouterr().err.startswith("bgtaskctl: ")
+
+
+@pytest.mark.parametrize("payload", ["{", "NaN", "[" * 100_000, '"\\ud800"'])
+def test_a_payload_is_json(payload: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["call", "name", payload]) == 1
+    assert capsys.readouterr().err.startswith("bgtaskctl: the payload is not JSON: ")
 
 
 def test_ids_as_units_have_them() -> None:
@@ -253,6 +263,7 @@ def path(tmp_path: Path) -> str:
         "list*--state\\ paused*) echo ' 9 sleeper paused' ;;\n"
         "list*) echo ' 7 a: b running'; echo '42 c finished' ;;\n"
         "queues*) echo 'default 4'; echo 'video 1' ;;\n"
+        "workers*) echo 'cache 1'; echo 'cache 2'; echo 'mail 1' ;;\n"
         "run\\ --help) echo '  --name X  --nice' ;;\n"
         "esac\n"
     )
@@ -270,6 +281,8 @@ def path(tmp_path: Path) -> str:
         (["run", "--queue", "v"], ["video"]),
         (["queues", "pause", "d"], ["default"]),
         (["run", "--na"], ["--name"]),
+        (["call", ""], ["cache", "mail"]),
+        (["workers", "m"], ["mail"]),
         (["list", "--state", "pa"], ["paused"]),
         (["run", "--", "bgtaskc"], ["bgtaskctl"]),
         (["--socket", "/x", "resu"], ["resume"]),

@@ -6,9 +6,11 @@ from __future__ import annotations
 import json
 from importlib.resources import files
 
-from bgtaskd.client.runner import FAILED, METHOD
-from bgtaskd.errors import CallFailed
-from bgtaskd.protocol.codec import MalformedMessage
+import pytest
+
+from bgtaskd.client.runner import FAILED, METHOD, answer_of, request
+from bgtaskd.errors import CallFailed, InvalidSpec
+from bgtaskd.protocol.codec import MESSAGE_MAX, MalformedMessage
 from bgtaskd.protocol.idl import parse
 from bgtaskd.task import serving
 
@@ -25,3 +27,17 @@ def test_the_interface_is_what_is_served_and_called() -> None:
         assert set(said["parameters"]) == set(interface.errors[name].fields)
     assert f"{interface.name}.CallFailed" == FAILED
     assert tuple(interface.errors["CallFailed"].fields) == CallFailed.fields
+
+
+def test_what_is_too_much_is_refused_before_it_is_sent() -> None:
+    """The task would hang up while it is being sent, and that looks as if nobody had read it: send it again."""
+    room = MESSAGE_MAX - len(request(""))
+    assert len(request("x" * room)) == MESSAGE_MAX
+    with pytest.raises(InvalidSpec, match="at most 1048576 bytes"):
+        request("x" * (room + 1))
+
+
+def test_what_the_task_cannot_read_was_a_wrong_payload() -> None:
+    reply = json.loads(serving.malformed(MalformedMessage("nested deeper")).rstrip(b"\0"))
+    with pytest.raises(InvalidSpec, match="payload: nested deeper"):
+        answer_of(reply)
