@@ -56,8 +56,8 @@ bench: packages deb
 # Those that Debian does not package come from PyPI.
 .PHONY: bench-peers
 bench-peers: setup packages deb
-	$(PYTHON) -m pip install --quiet --disable-pip-version-check --upgrade --target build/peers \
-	    'dramatiq[redis]' huey gearman3
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --upgrade --no-deps \
+	    --target build/peers dramatiq huey gear
 	$(HOUSES) run --peers --release 12 python3 /srv/bgtaskd/tests/bench/peers.py
 
 .PHONY: install

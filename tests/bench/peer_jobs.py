@@ -70,18 +70,22 @@ if WHO == "dramatiq":
     dramatiq_drain = dramatiq.actor(drain)
 
 if WHO == "gearman":
-    import gearman
+    import gear
 
     if __name__ == "__main__":
-        worker = gearman.GearmanWorker(["localhost:4730"])
-        worker.register_task("answer", lambda _, job: job.data)
-
-        def gearman_drain(_: Any, job: Any) -> str:
-            drain(json.loads(job.data))
-            return ""
-
-        worker.register_task("drain", gearman_drain)
-        worker.work()
+        worker = gear.Worker("bench")
+        worker.addServer("localhost")
+        worker.waitForServer()
+        for name in ("answer", "drain"):
+            worker.registerFunction(name)
+        while True:
+            job = worker.getJob()
+            payload = json.loads(job.arguments)
+            if job.name == b"drain":
+                drain(payload)
+                job.sendWorkComplete()
+            else:
+                job.sendWorkComplete(json.dumps(answer(payload)).encode())
 
 if WHO == "bgtaskd":
     import bgtaskd

@@ -24,6 +24,7 @@ ROOT = Path(__file__).parents[2]
 PEERS = ROOT / "build/peers"
 HERE = str(Path(__file__).parent)
 sys.path[:0] = [str(ROOT), HERE]
+sys.path.append(str(PEERS))
 
 from tests.bench.run import as_user, heading, pss
 
@@ -394,20 +395,43 @@ def celery_worker() -> list[str]:
 
 def gearman_call() -> Call:
     """A call of gearmand's."""
-    import gearman
+    import gear
 
-    client = gearman.GearmanClient(["localhost:4730"])
-    data = json.dumps(PAYLOAD)
-    return lambda: client.submit_job("answer", data)
+    class Client(gear.Client):  # type: ignore[misc]
+        """Wakes who waits."""
+
+        def handleWorkComplete(self, packet: Any) -> Any:  # noqa: N802 - gear's name
+            job = super().handleWorkComplete(packet)
+            done.set()
+            return job
+
+    done = threading.Event()
+    client = Client("bench")
+    client.addServer("localhost")
+    client.waitForServer()
+
+    def call() -> object:
+        done.clear()
+        job = gear.Job(b"answer", json.dumps(PAYLOAD).encode())
+        client.submitJob(job)
+        done.wait()
+        return json.loads(b"".join(job.data))
+
+    return call
 
 
 def gearman_enqueue() -> Call:
     """A background job of gearmand's."""
-    import gearman
+    import gear
 
-    client = gearman.GearmanClient(["localhost:4730"])
-    data = json.dumps(PAYLOAD)
-    return lambda: client.submit_job("drain", data, background=True)
+    client = gear.Client("bench")
+    client.addServer("localhost")
+    client.waitForServer()
+
+    def enqueue() -> None:
+        client.submitJob(gear.Job(b"drain", json.dumps(PAYLOAD).encode()), background=True)
+
+    return enqueue
 
 
 def title(name: str) -> str:
