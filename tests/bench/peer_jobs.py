@@ -70,7 +70,18 @@ if WHO == "dramatiq":
     dramatiq_drain = dramatiq.actor(drain)
 
 if WHO == "gearman":
+    import socket
+
     import gear
+
+    connect = gear.Connection.connect
+
+    def connect_at_once(self: Any) -> None:
+        """With TCP_NODELAY, which gear does not set: a call would take 44 ms."""
+        connect(self)
+        self.conn.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    gear.Connection.connect = connect_at_once
 
     if __name__ == "__main__":
         worker = gear.Worker("bench")

@@ -35,9 +35,7 @@ PACKAGES = (
 BROWSER_PACKAGES = (
     "chromium chromium-driver fonts-dejavu-core python3-selenium python3-uvicorn python3-waitress"
 ).split()
-PEER_PACKAGES = (
-    "redis-server python3-redis python3-celery python3-rq gearman-job-server".split()
-)
+PEER_PACKAGES = "redis-server python3-redis python3-celery python3-rq gearman-job-server".split()
 VM_PACKAGES = ["linux-image-cloud-amd64", "initramfs-tools", "udev"]
 
 # Runs outside the root, with the root as $1, when all packages are in.
