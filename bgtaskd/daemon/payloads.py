@@ -20,6 +20,7 @@ LOADED: Final = 1000
 ASIDE_KEPT: Final = 10_000
 """So many that were given up are kept of each worker, the newest."""
 BATCH_BYTES: Final = 1 << 20
+DONE_SECONDS: Final = 0.02
 
 
 @dataclass(slots=True)
@@ -54,6 +55,9 @@ class Payloads:
                 self._asides[worker] = number
         self.held: dict[int, dict[int, Payload]] = {}
         """Given to a process, by its task's id."""
+        self._done: list[int] = []
+        self._told: list[asyncio.Future[None]] = []
+        self._timer: asyncio.TimerHandle | None = None
         self.worker_of: dict[int, str] = {}
         for worker, holder, payload in store.given():
             self.held.setdefault(holder, {})[payload.id] = payload
@@ -70,11 +74,10 @@ class Payloads:
 
     async def add(self, worker: str, uid: int, bodies: Sequence[str], now: int) -> list[int]:
         """Accept payloads; their ids, once they are on the disk. Raises StorageError."""
-        first = self._next_id
-        self._next_id += len(bodies)
-        new = [Payload(first + at, uid, body, 0, now) for at, body in enumerate(bodies)]
+        new = self._new(uid, bodies, 0, now)
         backlog = self._backlog(worker)
         backlog.count += len(new)
+        self._flush()
         try:
             await self.writer.write([stored.Add(worker, new)], must=False)
         except BaseException:
@@ -82,6 +85,28 @@ class Payloads:
             raise
         self._queue(backlog, new)
         return [one.id for one in new]
+
+    async def add_given(
+        self, worker: str, holder: int, uid: int, bodies: Sequence[str], now: int
+    ) -> list[Payload]:
+        """Accept payloads that go to a process at once: one commit, and one wait, less. Raises StorageError."""
+        new = self._new(uid, bodies, 1, now)
+        self.worker_of[holder] = worker
+        held = self.held.setdefault(holder, {})
+        held.update((one.id, one) for one in new)
+        self._flush()
+        try:
+            await self.writer.write([stored.Add(worker, new, holder)], must=False)
+        except BaseException:
+            for one in new:
+                held.pop(one.id, None)
+            raise
+        return new
+
+    def _new(self, uid: int, bodies: Sequence[str], tries: int, now: int) -> list[Payload]:
+        first = self._next_id
+        self._next_id += len(bodies)
+        return [Payload(first + at, uid, body, tries, now) for at, body in enumerate(bodies)]
 
     def _queue(self, backlog: _Backlog, new: Sequence[Payload]) -> None:
         if backlog.more or len(backlog.fresh) >= LOADED:
@@ -120,14 +145,37 @@ class Payloads:
         await self.writer.write([stored.Give(holder, [one.id for one in given])], must=True)
 
     def done(self, holder: int, ids: Iterable[int]) -> asyncio.Future[None]:
-        """They are done."""
+        """They are done. On the disk a little later, with what else is written; the process says it again if
+        we are killed before that."""
         held = self.held.get(holder, {})
-        known = [one for one in ids if held.pop(one, None) is not None]
-        return self.writer.write([stored.Remove(known)], must=True)
+        self._done += [one for one in ids if held.pop(one, None) is not None]
+        loop = asyncio.get_running_loop()
+        told: asyncio.Future[None] = loop.create_future()
+        self._told.append(told)
+        if self._timer is None:
+            self._timer = loop.call_later(DONE_SECONDS, self._flush)
+        return told
+
+    def _flush(self) -> None:
+        """What is done is written now."""
+        if self._timer is None:
+            return
+        self._timer.cancel()
+        self._timer = None
+        done, self._done = self._done, []
+        told, self._told = self._told, []
+
+        def tell(_: object) -> None:
+            for one in told:
+                if not one.done():
+                    one.set_result(None)
+
+        self.writer.write([stored.Remove(done)], must=True).add_done_callback(tell)
 
     def give_up(self, holder: int, reasons: Sequence[tuple[int, str]]) -> asyncio.Future[None]:
         """They failed."""
         held = self.held.get(holder, {})
+        self._flush()
         known = [(one, why) for one, why in reasons if held.pop(one, None) is not None]
         worker = self.worker_of.get(holder, "")
         self._asides[worker] += len(known)

@@ -26,6 +26,7 @@ from bgtaskd.daemon.worker_link import WorkerLink
 from bgtaskd.errors import CallFailed, QueueFull, TimedOut, WorkerDied
 from bgtaskd.model import ENDED, LIVE, WORKER, IllegalTransition, State, StopReason, Task, TaskSpec
 from bgtaskd.storage.interface import StorageError
+from bgtaskd.storage.payloads import Payload
 from bgtaskd.workers import WorkerFile
 
 log = logging.getLogger(__name__)
@@ -435,10 +436,30 @@ class Workers:
         file = named.file
         if self._payloads.count(file.name) + len(bodies) > file.backlog:
             raise QueueFull(queue=file.name, limit=file.backlog)
+        ready = self._ready_for(named, len(bodies))
+        if ready is not None:
+            new = await self._payloads.add_given(file.name, ready.id, uid, bodies, now_usec())
+            self._send(ready, new)
+            return [one.id for one in new]
         ids = await self._payloads.add(file.name, uid, bodies, now_usec())
         self._want(named)
         self._pump(named)
         return ids
+
+    def _ready_for(self, named: Named, count: int) -> Instance | None:
+        """A process that can take so many more, if nobody waits before them."""
+        if self._payloads.count(named.file.name):
+            return None
+        held = self._payloads.held
+        there = [
+            one
+            for one in named.instances.values()
+            if one.link is not None
+            and not one.leaving
+            and not one.alone
+            and len(held.get(one.id, ())) + count <= WINDOW
+        ]
+        return min(there, key=lambda one: len(held.get(one.id, ())), default=None)
 
     def pump(self, name: str) -> None:
         """Payloads may wait that did not."""
@@ -470,11 +491,15 @@ class Workers:
                     return
                 self._give(named, one, some)
 
-    def _give(self, named: Named, one: Instance, some: Sequence[Any]) -> None:
+    def _give(self, named: Named, one: Instance, some: Sequence[Payload]) -> None:
         self._engine.job(self._given(named, one, some))
 
-    async def _given(self, named: Named, one: Instance, some: Sequence[Any]) -> None:
+    async def _given(self, named: Named, one: Instance, some: Sequence[Payload]) -> None:
         await self._payloads.give(named.file.name, one.id, some)
+        self._send(one, some)
+
+    def _send(self, one: Instance, some: Sequence[Payload]) -> None:
+        """Payloads that are the process's, on the disk too."""
         held = self._payloads.held.get(one.id, {})
         if one.link is None or one.leaving:
             if one.id in self._names:

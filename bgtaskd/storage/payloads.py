@@ -75,10 +75,11 @@ class Aside(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Add:
-    """New payloads of a worker."""
+    """New payloads of a worker; ``holder``: they go to this process (its task's id) at once."""
 
     worker: str
     payloads: Sequence[Payload]
+    holder: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,10 +222,20 @@ class PayloadStore:
 
 
 def _add(connection: sqlite3.Connection, operation: Add) -> None:
+    state = WAITING if operation.holder is None else GIVEN
     connection.executemany(
-        "INSERT INTO payload VALUES (?, ?, ?, ?, ?, ?, ?, NULL, NULL)",
+        "INSERT INTO payload VALUES (?, ?, ?, ?, ?, ?, ?, ?, NULL)",
         [
-            (one.id, operation.worker, one.uid, one.body, one.created, WAITING, one.tries)
+            (
+                one.id,
+                operation.worker,
+                one.uid,
+                one.body,
+                one.created,
+                state,
+                one.tries,
+                operation.holder,
+            )
             for one in operation.payloads
         ],
     )
