@@ -186,7 +186,7 @@ def test_a_call_is_answered(house: House) -> None:
     assert house.refused('runner.run("../answers")')[0] == "NoSuchWorker"
     kind, words = house.refused('runner.run("answers", {"do": "sleep", "for": 5}, timeout=0.2)')
     assert kind == "TimedOut"
-    assert house.refused('runner.run("answers")', user="carol")[0] == "NotReachable"
+    assert house.refused('runner.run("answers")', user="carol")[0] == "PermissionDenied"
     spread = """
 found = set()
 def call():
