@@ -21,6 +21,7 @@ from bgtaskd.cli.render import (
     table,
 )
 from bgtaskd.client.task import QueueInfo, TaskInfo
+from bgtaskd.units import slice_name, worker_slice_name
 
 
 def now() -> int:
@@ -131,7 +132,7 @@ def task_status(task: TaskInfo, output: bytes, columns: int | None, colours: boo
     if task.unit:
         row(
             "Slice",
-            f"bgtask-{task.queue}.slice" + (f", priority {task.priority}" if task.priority else ""),
+            _slice(task) + (f", priority {task.priority}" if task.priority else ""),
         )
     if task.group:
         row("Group", escaped(task.group))
@@ -159,6 +160,12 @@ def task_status(task: TaskInfo, output: bytes, columns: int | None, colours: boo
         shown = [escaped(one) for one in output_lines(output)]
         lines.extend(shown if columns is None else [cut(one, columns) for one in shown])
     return lines
+
+
+def _slice(task: TaskInfo) -> str:
+    if task.kind == "worker":
+        return worker_slice_name(task.queue, task.name)
+    return slice_name(task.queue)
 
 
 def output_lines(output: bytes) -> list[str]:

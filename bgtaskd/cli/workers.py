@@ -69,9 +69,8 @@ def workers(arguments: Namespace) -> int:
     lines = worker_table(found, common.columns(), common.colours(), legend)
     if not found and legend:
         lines = ["No named tasks."]
-    aside = sum(row.aside for row in found)
-    if aside and legend:
-        lines += ["", f"Set aside: {aside}. See them: bgtaskctl workers --failed"]
+    if legend:
+        lines += hints(found)
     common.print_lines(lines, arguments)
     return 0
 
@@ -111,6 +110,15 @@ def worker_table(
     if legend and rows:
         lines[-1] = coloured(lines[-1], "1", colours)
     return lines if legend else lines[1:]
+
+
+def hints(found: Sequence[WorkerInfo]) -> list[str]:
+    """What somebody should look at."""
+    lines = [f"{row.name} is not ready: {escaped(row.error)}" for row in found if row.error]
+    aside = sum(row.aside for row in found)
+    if aside:
+        lines.append(f"Set aside: {aside}. See them: bgtaskctl workers --failed")
+    return ["", *lines] if lines else []
 
 
 def _process_row(one: ProcessInfo) -> list[str]:

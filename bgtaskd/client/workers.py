@@ -49,6 +49,8 @@ class WorkerInfo:
     waiting: int
     aside: int
     """How many payloads were given up."""
+    error: str | None
+    """Why no process is ready, where one has failed."""
     processes: Sequence[ProcessInfo]
 
     @classmethod

@@ -93,6 +93,7 @@ WORKER_FIELDS: Final[Mapping[str, str]] = {
     "wanted": "t",
     "waiting": "t",
     "aside": "t",
+    "error": "s",
     "processes": "aa{sv}",
 }
 PROCESS_FIELDS: Final[Mapping[str, str]] = {

@@ -101,6 +101,7 @@ def _shown(api: Api, named: Named) -> dict[str, Any]:
         "wanted": file.instances if named.wanted else 0,
         "waiting": api.payloads.count(file.name),
         "aside": api.payloads.aside_count(file.name),
+        "error": named.error,
         "processes": [
             _process(api, one)
             for one in sorted(named.instances.values(), key=lambda one: (one.number, one.id))

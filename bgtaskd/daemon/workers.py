@@ -68,6 +68,8 @@ class Named:
     """Whether there are to be processes of it now; otherwise when it is called."""
     instances: dict[int, Instance] = field(default_factory=dict)
     failures: int = 0
+    error: str | None = None
+    """Why it has no process that is ready, where one has failed."""
     not_before: float = 0.0
     has_socket: bool = False
     awaits_call: bool = False
@@ -208,7 +210,8 @@ class Workers:
         try:
             entry = pwd.getpwnam(file.user)
         except KeyError:
-            log.error("Named task %s: there is no user %s", file.name, file.user)
+            named.error = f"there is no user {file.user}"
+            log.error("Named task %s: %s", file.name, named.error)
             self._back_off(named)
             return
         task_id, self._engine.next_id = self._engine.next_id, self._engine.next_id + 1
@@ -250,6 +253,7 @@ class Workers:
             self._engine.secrets.put(task.id, {"token": secrets.token_hex(16)})
             await self._engine.add(task)
         except (StorageError, OSError) as error:
+            named.error = str(error)
             log.error("Named task %s cannot be started: %s", named.file.name, error)
             named.instances.pop(task.id, None)
             self._names.pop(task.id, None)
@@ -317,7 +321,8 @@ class Workers:
         ran = (task.ended or 0) - (task.started or task.ended or 0)
         if ran >= GOOD_SECONDS * 1e6:
             named.failures = 0
-        log.warning("Named task %s: process %d ended: %s", name, task.id, why)
+        named.error = f"process {task.id} ended: {why}"
+        log.warning("Named task %s: %s", name, named.error)
         self._back_off(named)
 
     def _find(self, task_id: int) -> tuple[Named | None, Instance | None]:
@@ -351,7 +356,7 @@ class Workers:
         if one.leaving:
             link.send({"go": True})
         elif named is not None:
-            named.failures = 0
+            named.failures, named.error = 0, None
             self._look_ready(named)
             self._pump(named)
 

@@ -143,6 +143,20 @@ def test_a_loop_that_fails_ends_its_process(named: Container) -> None:
     ctl(named, "reload", user="root")
 
 
+def test_why_one_is_not_there_is_told(named: Container) -> None:
+    named.write(f"{DIRECTORY}/broken.yaml", yaml("sync", "NotThere"))
+    ctl(named, "reload", user="root")
+    said = re.compile(r"\nbroken is not ready: process \d+ ended: exit status 1\n")
+    named.wait_for("its end", lambda: bool(said.search(ctl(named, "workers", "broken"))))
+    assert "timed out" in ctl(named, "call", "--timeout", "100ms", "broken", status=1)
+    named.write(f"{DIRECTORY}/broken.yaml", yaml("sync", "Adder"))
+    ctl(named, "reload", user="root")
+    assert json.loads(ctl(named, "call", "broken", "1"))["sum"] == 1
+    named.wait_for("no word of it", lambda: "not ready" not in ctl(named, "workers", "broken"))
+    named.sh(f"rm {DIRECTORY}/broken.yaml")
+    ctl(named, "reload", user="root")
+
+
 def test_each_process_has_a_line(named: Container) -> None:
     ctl(named, "call", "adder", "1")
     named.wait_for("its count", lambda: bool(seen(named, "adder")["processes"][0]["served"]))
@@ -158,7 +172,7 @@ def test_each_process_has_a_line(named: Container) -> None:
     assert total.split()[:3] == ["total", "1", "1"]
     assert ctl(named, "workers", "--no-legend", "adder").count("\n") == 1
     assert "no such named task" in ctl(named, "workers", "nobody", status=4)
-    assert ctl(named, "status", str(process["id"])).startswith("●")
+    assert "Slice: bgtask-default-adder.slice" in ctl(named, "status", str(process["id"]))
     assert "adder" not in ctl(named, "list")
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 from bgtaskd.cli import monitor, workers
 from bgtaskd.cli.render import width
@@ -28,7 +29,7 @@ def process(number: int, state: str = "running") -> ProcessInfo:
 
 
 def named(name: str, *processes: ProcessInfo, wanted: int = 1, waiting: int = 0) -> WorkerInfo:
-    return WorkerInfo(name, "async", "m:C", "alice", wanted, waiting, 0, processes)
+    return WorkerInfo(name, "async", "m:C", "alice", wanted, waiting, 0, None, processes)
 
 
 FOUND = [
@@ -51,6 +52,16 @@ def test_a_line_for_each_process_and_their_sum() -> None:
     assert "25" in cells[0], "waiting: what is in hand is not done yet"
     assert cells[3][6] == "7"
     assert total.split() == ["total", "3", "2", "3000", "3", "32", "3.0M", "-", "6s"]
+
+
+def test_what_somebody_should_look_at() -> None:
+    assert workers.hints(FOUND) == []
+    broken = replace(named("broken"), error="process 7 ended:\n\x1b", aside=2)
+    assert workers.hints([*FOUND, broken]) == [
+        "",
+        r"broken is not ready: process 7 ended:\n\x1b",
+        "Set aside: 2. See them: bgtaskctl workers --failed",
+    ]
 
 
 def test_it_fits_and_without_legend_it_is_rows_alone() -> None:
