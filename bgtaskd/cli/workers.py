@@ -34,7 +34,7 @@ def call(arguments: Namespace) -> None:
             payload = decode_value(data, DEPTH_MAX)
         except MalformedMessage as error:
             raise common.Problem(f"the payload is {error}") from None
-    runner = Runner(common.client(arguments))
+    runner = Runner(common.client(arguments).path)
     answer = runner.run(
         arguments.name, payload, timeout=arguments.timeout, merge_key=arguments.merge_key
     )

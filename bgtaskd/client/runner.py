@@ -33,12 +33,13 @@ AGAIN_SECONDS: Final = 0.01
 
 
 class Runner:
-    """Runs named tasks. Threads and forks may share one: each thread has its own connection to each task."""
+    """Runs named tasks. Threads and forks may share one: each thread has its own connections."""
 
-    def __init__(self, client: Client | None = None) -> None:
-        self._client = client or Client(default_socket())
-        self._directory = os.path.join(os.path.dirname(self._client.path), "tasks")
-        self._mine = threading.local()
+    def __init__(self, path: str | None = None) -> None:
+        """``path``: the daemon's socket; the tasks' own lie beside it."""
+        self.path = path or default_socket()
+        self._directory = os.path.join(os.path.dirname(self.path), "tasks")
+        self._threads = threading.local()
 
     def run(
         self,
@@ -66,24 +67,30 @@ class Runner:
             parameters["merge_key"] = merge_key
         if timeout is not None:
             parameters["timeout_usec"] = usec(timeout)
-        reply = self._client.call("Call", **parameters)
+        reply = self._mine().client.call("Call", **parameters)
         return reply.get("answer") if reply.get("id") is None else reply["id"]
 
     def submit(self, name: str, payloads: Sequence[Any]) -> list[int]:
         """Hand many payloads to an asynchronous task, 1000 at most: all, or none. Their numbers."""
-        ids: list[int] = self._client.call("Submit", name=name, payloads=list(payloads))["ids"]
+        reply = self._mine().client.call("Submit", name=name, payloads=list(payloads))
+        ids: list[int] = reply["ids"]
         return ids
 
     def close(self) -> None:
-        """Hang up."""
-        self._mine = threading.local()
-        self._client.close()
+        """Hang up: this thread's connections at once, others' when they are not used any more."""
+        self._mine().client.close()
+        self._threads = threading.local()
+
+    def _mine(self) -> _Connections:
+        """This thread's connections, in this process."""
+        mine: _Connections | None = getattr(self._threads, "mine", None)
+        if mine is None or mine.pid != os.getpid():
+            mine = self._threads.mine = _Connections(self.path)
+        return mine
 
     def _wire(self, name: str) -> Wire | None:
         """This thread's connection to a synchronous task; None for what has no socket."""
-        if getattr(self._mine, "pid", None) != os.getpid():
-            self._mine.pid, self._mine.wires = os.getpid(), {}
-        wires: dict[str, Wire] = self._mine.wires
+        wires = self._mine().wires
         wire = wires.get(name)
         if wire is None:
             path = path_of(self._directory, name)
@@ -91,6 +98,15 @@ class Runner:
                 return None
             wire = wires[name] = Wire(name, path)
         return wire
+
+
+class _Connections:
+    """One thread's."""
+
+    def __init__(self, path: str) -> None:
+        self.pid = os.getpid()
+        self.client = Client(path)
+        self.wires: dict[str, Wire] = {}
 
 
 def path_of(directory: str, name: str) -> str:

@@ -177,7 +177,7 @@ def bench_durable(arguments: argparse.Namespace) -> None:
 
         drain_row("bgtaskd, 500 in a batch", arguments.payloads, batch, 500, ours_pids)
         drain_row("bgtaskd, one by one", few, single, 1, ours_pids)
-        drain_row("bgtaskd, 8 threads one by one", few, single, 1, ours_pids, 8)
+        drain_row("bgtaskd, 8 threads, one by one", few, single, 1, ours_pids, 8)
     with redis(durable=True):
         bench_redis_peers(few)
 
