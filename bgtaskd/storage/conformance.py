@@ -98,6 +98,12 @@ class StorageConformance:
         assert {one.spec.name for one in storage.list(Query(name_glob="n[01]"))} == {"n0", "n1"}
         assert {one.state for one in storage.list(Query(states=[State.FAILED]))} == {State.FAILED}
         assert sum(storage.counts().values()) == 40
+        ours = replace(task(41, State.RUNNING), spec=TaskSpec(TEMPLATE))
+        for one in (ours, replace(ours, state=State.FINISHED, result=Result.SUCCESS)):
+            storage.apply([PutTask(one)])
+            assert sum(storage.counts().values()) == 40
+        storage.apply([RemoveTask(41)])
+        assert sum(storage.counts().values()) == 40
 
     def test_what_requests_an_app_is_listed_for_it(self, storage: Storage) -> None:
         """What requests an app is listed for it."""

@@ -174,7 +174,7 @@ class Storage(Protocol):
         """What came of the last LATELY_MAX tasks that ended, of those with this name (not RESIDENT)."""
 
     def counts(self) -> dict[State, int]:
-        """How many tasks there are, by state. Must not scan a million rows."""
+        """How many tasks there are (not RESIDENT), by state. Must not scan a million rows."""
 
     def messages(self, task_id: int, after: int = 0) -> Sequence[Message]:
         """A task's mailbox, in order; only what is numbered above ``after``."""

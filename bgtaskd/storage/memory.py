@@ -116,7 +116,8 @@ class MemoryStorage:
         """See Storage."""
         out: dict[State, int] = {}
         for task in self._tasks.values():
-            out[task.state] = out.get(task.state, 0) + 1
+            if not task.is_resident():
+                out[task.state] = out.get(task.state, 0) + 1
         return out
 
     def messages(self, task_id: int, after: int = 0) -> Sequence[Message]:

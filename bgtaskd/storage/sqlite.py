@@ -109,6 +109,25 @@ MIGRATIONS: Final = (
     ALTER TABLE task ADD COLUMN kind TEXT NOT NULL DEFAULT 'command';
     UPDATE task SET kind = json_extract(spec, '$.kind') WHERE json_extract(spec, '$.kind') <> 'command';
     """,
+    # They do not count either.
+    """
+    DROP TRIGGER task_added;
+    DROP TRIGGER task_removed;
+    DROP TRIGGER task_moved;
+    CREATE TRIGGER task_added AFTER INSERT ON task WHEN new.kind NOT IN ('template', 'worker') BEGIN
+        INSERT INTO count VALUES (new.state, 1) ON CONFLICT DO UPDATE SET tasks = tasks + 1;
+    END;
+    CREATE TRIGGER task_removed AFTER DELETE ON task WHEN old.kind NOT IN ('template', 'worker') BEGIN
+        UPDATE count SET tasks = tasks - 1 WHERE state = old.state;
+    END;
+    CREATE TRIGGER task_moved AFTER UPDATE OF state ON task
+    WHEN old.state IS NOT new.state AND new.kind NOT IN ('template', 'worker') BEGIN
+        UPDATE count SET tasks = tasks - 1 WHERE state = old.state;
+        INSERT INTO count VALUES (new.state, 1) ON CONFLICT DO UPDATE SET tasks = tasks + 1;
+    END;
+    DELETE FROM count;
+    INSERT INTO count SELECT state, count(*) FROM task WHERE kind NOT IN ('template', 'worker') GROUP BY state;
+    """,
 )
 
 FIXED: Final = (
