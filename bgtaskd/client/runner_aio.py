@@ -15,6 +15,8 @@ from bgtaskd.client.task import Seconds, usec
 from bgtaskd.errors import ProtocolError, TimedOut, WorkerDied
 from bgtaskd.protocol.codec import DEPTH_MAX, MalformedMessage, decode
 
+IDLE_MAX = 100
+"""So many connections to one task are kept for the next calls."""
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
@@ -25,6 +27,7 @@ class AsyncRunner:
         self._client = client or AsyncClient(default_socket())
         self._directory = os.path.join(os.path.dirname(self._client.path), "tasks")
         self._idle: dict[str, list[Streams]] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def run(
         self,
@@ -64,6 +67,9 @@ class AsyncRunner:
         self._idle.clear()
 
     async def _call(self, name: str, path: str, data: bytes) -> Any:
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:  # connections are of the loop that made them
+            self._loop, self._idle = loop, {}
         while True:
             idle = self._idle.setdefault(name, [])
             streams = idle.pop() if idle else await _connect(name, path)
@@ -83,7 +89,7 @@ class AsyncRunner:
             except (asyncio.LimitOverrunError, MalformedMessage) as error:
                 raise ProtocolError(f"the named task's reply makes no sense: {error}") from None
             finally:
-                if good:
+                if good and len(idle) < IDLE_MAX:
                     idle.append(streams)
                 else:
                     writer.close()

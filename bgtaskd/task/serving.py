@@ -33,6 +33,7 @@ TOLD, ENOUGH, IDLE = "told", "enough", "idle"
 INTERFACE: Final = "org.bgtaskd.Worker"
 METHOD: Final = f"{INTERFACE}.Call"
 CONNECTIONS_MAX: Final = 1024
+"""So many at once, and at most half of the descriptors that the process may have: see connections_max()."""
 MEMORY_EVERY: Final = 16
 """After so many jobs it is looked how much memory there is in use."""
 PATIENCE: Final = struct.pack("ll", 10, 0)
@@ -93,6 +94,14 @@ def failure_of(error: BaseException) -> dict[str, str]:
         "message": runner.fit(str(error), 2048),
         "traceback": runner.fit(runner.traceback_of(error), 16 * 1024),
     }
+
+
+def connections_max() -> int:
+    """How many callers may be connected. One more, and who has not called for longest is hung up on.
+
+    That loses nothing: what a caller has sent and nobody has read, the kernel tells it to send again.
+    """
+    return min(CONNECTIONS_MAX, max(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2))
 
 
 def uid_of(sock: socket.socket) -> int:
@@ -158,6 +167,7 @@ class Serving:
             self._listener.set_inheritable(False)
             self._poll.register(LISTEN_FD, select.POLLIN)
         self._callers: dict[int, _Caller] = {}
+        self._connections_max = connections_max()
         self._jobs: deque[Job] = deque()
         self._leaving = ""
         self._loop_interval = worker.loop_interval if has_loop(worker) else None
@@ -189,8 +199,9 @@ class Serving:
     def _turn(self) -> None:
         """One round: what has come in, one job of those that wait, the loop() if it is due."""
         for fd, _ in self._poll.poll(self._timeout_ms()):
-            caller = self._callers.get(fd)
+            caller = self._callers.pop(fd, None)
             if caller is not None:
+                self._callers[fd] = caller  # who has called last is last
                 self._serve(caller)
             elif fd == LISTEN_FD and self._listener is not None:
                 self._accept(self._listener)
@@ -226,17 +237,24 @@ class Serving:
     def _accept(self, listener: socket.socket) -> None:
         try:
             sock, _ = listener.accept()
-        except OSError:
+        except BlockingIOError:
             return  # another process was faster
-        if len(self._callers) >= CONNECTIONS_MAX:
-            sock.close()
+        except OSError:  # no descriptor is left
+            self._hang_up_on_the_idlest()
             return
+        if len(self._callers) >= self._connections_max:
+            self._hang_up_on_the_idlest()
         sock.setblocking(True)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, PATIENCE)
         caller = _Caller(sock, uid_of(sock))
         self._callers[sock.fileno()] = caller
         self._poll.register(sock, select.POLLIN)
         self._serve(caller)
+
+    def _hang_up_on_the_idlest(self) -> None:
+        for caller in self._callers.values():  # by when they called last
+            self._hang_up(caller)
+            return
 
     def _serve(self, caller: _Caller) -> None:
         try:

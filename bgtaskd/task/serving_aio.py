@@ -17,7 +17,6 @@ from typing import Any, Final
 from bgtaskd.protocol.codec import MESSAGE_MAX, MalformedMessage, decode, encode
 from bgtaskd.task.link import Job, Link
 from bgtaskd.task.serving import (
-    CONNECTIONS_MAX,
     ENOUGH,
     IDLE,
     LISTEN_FD,
@@ -25,6 +24,7 @@ from bgtaskd.task.serving import (
     OK,
     TOLD,
     call_failed,
+    connections_max,
     failure_of,
     has_enough_memory,
     malformed,
@@ -47,6 +47,9 @@ class AsyncServing:
         self._jobs: deque[Job] = deque()
         self._running: set[asyncio.Task[None]] = set()
         self._callers: set[asyncio.Task[None]] = set()
+        self._idle_callers: dict[asyncio.StreamWriter, asyncio.StreamReader] = {}
+        """Who has not called for longest is first."""
+        self._connections_max = connections_max()
         self._busy = 0
         self._last_job = time.monotonic()
         watchdog = settings["watchdog_usec"]
@@ -159,21 +162,35 @@ class AsyncServing:
     def _accept(self, listener: socket.socket) -> None:
         try:
             sock, _ = listener.accept()
-        except OSError:
+        except BlockingIOError:
             return  # another process was faster
-        if len(self._callers) >= CONNECTIONS_MAX:
-            sock.close()
+        except OSError:  # no descriptor is left
+            self._hang_up_on_the_idlest()
+            return
+        if len(self._callers) >= self._connections_max and not self._hang_up_on_the_idlest():
+            sock.close()  # it comes again
             return
         sock.setblocking(False)
         task = asyncio.get_running_loop().create_task(self._serve(sock, uid_of(sock)))
         self._callers.add(task)
         task.add_done_callback(self._callers.discard)
 
+    def _hang_up_on_the_idlest(self) -> bool:
+        for writer, reader in self._idle_callers.items():
+            # Not on who has called, and the event loop has the call already: it would not be sent again.
+            if not reader._buffer:  # type: ignore[attr-defined]  # noqa: SLF001
+                del self._idle_callers[writer]
+                writer.transport.abort()
+                return True
+        return False
+
     async def _serve(self, sock: socket.socket, uid: int) -> None:
         reader, writer = await asyncio.open_connection(sock=sock, limit=MESSAGE_MAX)
         try:
             while not self._leaving.is_set():
+                self._idle_callers[writer] = reader
                 data = await reader.readuntil(b"\0")
+                self._idle_callers.pop(writer, None)
                 writer.write(await self._answer(data[:-1], uid))
                 await writer.drain()
         except (asyncio.IncompleteReadError, asyncio.LimitOverrunError, OSError):
@@ -181,6 +198,7 @@ class AsyncServing:
         except MalformedMessage as error:
             writer.write(malformed(error))
         finally:
+            self._idle_callers.pop(writer, None)
             writer.close()
             with contextlib.suppress(OSError):
                 await writer.wait_closed()

@@ -126,6 +126,30 @@ def test_a_synchronous_task_answers(named: Container) -> None:
     assert ctl(named, "call", "adder", "1", user="carol", status=5)
 
 
+def test_more_callers_than_a_process_takes(named: Container) -> None:
+    """Who is idle makes room for who calls; and a runner outlives the event loop it was used in."""
+    named.write(f"{DIRECTORY}/loopy.yaml", yaml("sync", "Loopy"))
+    ctl(named, "reload", user="root")
+    script = """
+import asyncio, socket, bgtaskd
+runner = bgtaskd.AsyncRunner()
+
+async def main(name):
+    idle = [socket.socket(socket.AF_UNIX) for _ in range(600)]
+    for one in idle:
+        one.connect(f"/run/bgtaskd/tasks/{name}.sock")
+    calls = (runner.run(name, 0, timeout=30) for _ in range(1500))
+    print(len(await asyncio.gather(*calls)))
+
+for name in ("adder", "loopy", "adder"):
+    asyncio.run(main(name))
+"""
+    done = named.run(["prlimit", "--nofile=4096", "python3", "-c", script], user="alice")
+    assert done.stdout.split() == ["1500"] * 3
+    named.sh(f"rm {DIRECTORY}/loopy.yaml")
+    ctl(named, "reload", user="root")
+
+
 def test_a_loop_that_fails_ends_its_process(named: Container) -> None:
     """Otherwise nobody would ever call it again: an asyncio one's must do as any other."""
     named.write(f"{DIRECTORY}/loopy.yaml", yaml("sync", "Loopy"))
