@@ -9,12 +9,22 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
+from http.client import HTTPConnection
 from typing import Any
 
 import pytest
 from selenium.webdriver.common.by import By
 
-from tests.browser.harness import Browser, Widget, client, finish, is_listening, talker, until
+from tests.browser.harness import (
+    Browser,
+    Widget,
+    client,
+    finish,
+    is_listening,
+    stop_all,
+    talker,
+    until,
+)
 
 PORT = 8420
 HERE = f"http://127.0.0.1:{PORT}"
@@ -24,6 +34,12 @@ EVIL = "<img src=x onerror=document.body.hacked=1>"
 def sudo(*argv: str) -> str:
     done = subprocess.run(["sudo", "-n", *argv], check=True, stdout=subprocess.PIPE, text=True)
     return done.stdout.strip()
+
+
+@pytest.fixture(autouse=True)
+def leave_none() -> Iterator[None]:
+    yield
+    stop_all()
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +93,25 @@ def test_nobody_comes_in_without_the_token(token: str) -> None:
     assert client.get(task_id).state == "running"
     assert subprocess.run(["cat", "/run/bgtaskd-web/token"]).returncode != 0
     finish(task_id)
+
+
+def test_no_other_site_sends_a_form(token: str) -> None:
+    task_id = talker()
+    send = HTTPConnection("127.0.0.1", PORT, timeout=10)
+    own = {"Sec-Fetch-Site": "same-origin", "Content-Type": "application/x-www-form-urlencoded"}
+    send.request("POST", "/login", urllib.parse.urlencode({"token": token}), own)
+    answer = send.getresponse()
+    cookie = answer.getheader("Set-Cookie", "")
+    assert (answer.status, "HttpOnly; SameSite=Strict" in cookie) == (303, True)
+    held = {"Cookie": cookie.partition(";")[0]}
+    assert ask("/", **held)[0] == 200
+    for site in ("cross-site", "same-site", "none"):
+        assert ask(f"/tasks/{task_id}/kill", {}, Sec_Fetch_Site=site, **held)[0] == 403
+    assert ask(f"/tasks/{task_id}/kill", {}, Origin="http://evil.example", **held)[0] == 403
+    assert ask(f"/tasks/{task_id}/kill", {}, **held)[0] == 403
+    assert client.get(task_id).state == "running"
+    assert ask(f"/tasks/{task_id}/kill", {}, Origin=HERE, **held)[0] == 200
+    assert client.wait(task_id, 30).state == "stopped"
 
 
 def test_a_proxy_that_has_the_token(token: str) -> None:

@@ -12,7 +12,7 @@ from selenium.webdriver.common.keys import Keys
 
 from bgtaskd.web import reference
 from tests.browser.app import KEY
-from tests.browser.harness import Browser, Server, client, finish, ref, talker, until
+from tests.browser.harness import Browser, Server, client, finish, ref, stop_all, talker, until
 
 EVIL = "<img src=x onerror=document.body.hacked=1><script>document.body.hacked=1</script>"
 
@@ -29,6 +29,7 @@ def chromium() -> Iterator[Browser]:
 @pytest.fixture
 def browser(chromium: Browser) -> Iterator[Browser]:
     yield chromium
+    stop_all()
     assert chromium.complaints() == []
     assert chromium.run("return document.body.hacked") is None
     chromium.media()
@@ -285,6 +286,36 @@ def test_output_comes_as_it_is_printed(server: Server, browser: Browser) -> None
     finish(task_id)
     client.wait(task_id, 30)
     assert out.js("e.textContent") == "first\nsecond\n"
+
+
+def test_more_bars_than_connections(server: Server, browser: Browser) -> None:
+    browser.open(server)
+    tasks = [talker(name=f"number {number}") for number in range(4)]  # no more slots
+    bars = [browser.add("bgtask-progress", ref=ref(one)) for one in tasks]
+    for one in tasks:
+        finish(one)
+    for bar in bars:
+        bar.has_state("finished")
+
+
+def test_a_page_that_nobody_looks_at_holds_no_connection(server: Server, browser: Browser) -> None:
+    browser.open(server)
+    watch = """
+        const [hidden] = arguments;
+        Object.defineProperty(document, "hidden", { value: hidden, configurable: true });
+        performance.clearResourceTimings();
+        document.dispatchEvent(new Event("visibilitychange"));"""
+    asked = "return performance.getEntriesByType('resource').map((one) => one.initiatorType)"
+    task_id = talker()
+    bar = browser.add("bgtask-progress", ref=ref(task_id))
+    bar.has_state("running")
+    browser.run(watch, True)
+    until(lambda: "fetch" in browser.run(asked))
+    finish(task_id)
+    client.wait(task_id, 30)
+    assert bar.state == "running"  # it asks again in some seconds
+    browser.run(watch, False)
+    bar.has_state("finished")
 
 
 def test_small_dark_still_and_from_the_right(server: Server, browser: Browser) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from selenium import webdriver
@@ -150,6 +151,13 @@ def talker(**options: Any) -> int:
     task_id = client.start(["sh", "-c", script], stdin=True, **{"name": "talker", **options})
     until(lambda: client.get(task_id).state == "running")
     return task_id
+
+
+def stop_all() -> None:
+    """A test that failed leaves no task in the slots of the next."""
+    for one in client.list(states=("delayed", "queued", "running", "paused")):
+        with suppress(bgtaskd.BgtaskdError):
+            client.stop(one.id)
 
 
 def finish(task_id: int) -> None:

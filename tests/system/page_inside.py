@@ -251,6 +251,27 @@ def sockets() -> int:
     return sum(link.startswith("socket:") for link in links)
 
 
+def test_a_fork_has_a_watch_of_its_own(sleeper: int) -> None:
+    app = page(events=True)
+    parent = frames(app, ref(sleeper))
+    assert next(parent)["state"] == "running"
+    reads, writes = os.pipe()
+    child = os.fork()
+    if child == 0:  # as a server's worker that was forked after the app was used
+        seen = frames(app, ref(sleeper))
+        os.write(writes, next(seen)["state"].encode() + b"\n")
+        os.write(writes, next(seen)["message"].encode() + b"\n")
+        os._exit(0)
+    os.close(writes)
+    with open(reads) as told:
+        assert told.readline() == "running\n"
+        client.report(sleeper, message="to both")
+        assert told.readline() == "to both\n"
+    assert os.waitpid(child, 0)[1] == 0
+    assert next(parent)["message"] == "to both"
+    parent.close()  # type: ignore[attr-defined]
+
+
 def test_a_slow_page_sees_the_newest(sleeper: int) -> None:
     slow = frames(page(events=True), ref(sleeper))
     assert next(slow)["message"] is None
