@@ -71,12 +71,14 @@ class Link:
     @property
     def deadline(self) -> float | None:
         """When tick() has something to do (monotonic), if ever."""
-        due = [self._next_connect]
-        if self._ends:
-            due.append(self._next_tell)
-        if self._told != (self.served, self.failures) and self._socket is not None:
-            due.append(self._next_count)
-        return min((one for one in due if one is not None), default=None)
+        # Asked after every call, so without a list.
+        due = self._next_connect
+        if self._ends and (due is None or self._next_tell < due):
+            due = self._next_tell
+        is_told = self._socket is None or self._told == (self.served, self.failures)
+        if not is_told and (due is None or self._next_count < due):
+            due = self._next_count
+        return due
 
     def fileno(self) -> int:
         """The connection's descriptor; -1 while there is none."""

@@ -172,6 +172,8 @@ class Serving:
         self._leaving = ""
         self._loop_interval = worker.loop_interval if has_loop(worker) else None
         self._next_loop = 0.0
+        idle = settings["idle_usec"]
+        self._idle = None if idle is None else idle / 1e6
         self._last_job = time.monotonic()
         self._wake, wake = socket.socketpair()
         for one in (self._wake, wake):
@@ -217,20 +219,18 @@ class Serving:
                 self._worker.loop()
             self._next_loop = time.monotonic() + self._loop_interval
         self._link.tick(now)
-        idle = self._settings["idle_usec"]
-        if idle is not None and not self._jobs and now - self._last_job >= idle / 1e6:
+        if self._idle is not None and not self._jobs and now - self._last_job >= self._idle:
             self._leaving = IDLE
 
     def _timeout_ms(self) -> int | None:
         if self._jobs:
             return 0
-        now = time.monotonic()
-        due = [] if self._link.deadline is None else [self._link.deadline]
-        if self._loop_interval is not None:
-            due.append(self._next_loop)
-        if self._settings["idle_usec"] is not None:
-            due.append(self._last_job + self._settings["idle_usec"] / 1e6)
-        return max(0, int((min(due) - now) * 1000) + 1) if due else None
+        due = self._link.deadline
+        if self._loop_interval is not None and (due is None or self._next_loop < due):
+            due = self._next_loop
+        if self._idle is not None and (due is None or self._last_job + self._idle < due):
+            due = self._last_job + self._idle
+        return None if due is None else max(0, int((due - time.monotonic()) * 1000) + 1)
 
     # --- calls over the socket ------------------------------------------------------------------
 
