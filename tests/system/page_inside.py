@@ -370,3 +370,71 @@ def test_acceptable_wait() -> None:
     slow = bgtaskd.TaskStatus(client.start(["sleep", "60"]), client=client)
     assert not acceptable_wait(slow, 0.1)
     slow.stop()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_mounted_into_flask(sleeper: int) -> None:
+    import flask
+
+    app = flask.Flask("app")
+    app.secret_key = KEY
+    one = wsgi.Page(key=KEY, user=lambda environ: flask.session.get("user"), client=client)
+    app.add_url_rule("/b/<path:_>", "b", lambda _: one, methods=["GET", "POST"])
+    with app.test_client() as browser:
+        assert browser.get(f"/b/status/{ref(sleeper)}").status_code == 404
+        with browser.session_transaction() as session:
+            session["user"] = USER
+        assert browser.get(f"/b/status/{ref(sleeper)}").get_json()["state"] == "running"
+        token = ref(sleeper, may="stop")
+        assert browser.post(f"/b/stop/{token}").status_code == 403
+        headers = {"X-Bgtask-Page": "1", "Sec-Fetch-Site": "same-origin"}
+        assert browser.post(f"/b/stop/{token}", headers=headers).status_code == 202
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_mounted_into_django(sleeper: int) -> None:
+    import django
+    from django.conf import settings
+    from django.test import Client as Browser
+
+    import bgtaskd.web.django as adapter
+
+    urls = type(os)("urls_of_the_test")
+    urls.urlpatterns = [  # type: ignore[attr-defined]
+        adapter.path("b/", key=KEY, user=lambda request: USER, client=client, events=1)
+    ]
+    settings.configure(
+        ROOT_URLCONF=urls,
+        ALLOWED_HOSTS=["testserver"],
+        MIDDLEWARE=["django.middleware.csrf.CsrfViewMiddleware"],
+    )
+    django.setup()
+    browser = Browser(enforce_csrf_checks=True)
+    answer = browser.get(f"/b/status/{ref(sleeper)}")
+    assert (answer.status_code, answer.json()["state"]) == (200, "running")
+    assert answer["X-Content-Type-Options"] == "nosniff"
+    token = ref(sleeper, may="stop")
+    assert browser.post(f"/b/stop/{token}").status_code == 403
+    headers = {"HTTP_X_BGTASK_PAGE": "1", "HTTP_SEC_FETCH_SITE": "same-origin"}
+    assert browser.post(f"/b/stop/{token}", **headers).status_code == 202
+    events = b"".join(browser.get(f"/b/events/{token}").streaming_content)
+    assert b'"stopped"' in events
+    assert browser.get("/b/bgtask.js")["Content-Type"].startswith("text/javascript")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_mounted_into_starlette(sleeper: int) -> None:
+    from starlette.applications import Starlette
+    from starlette.routing import Mount
+    from starlette.testclient import TestClient
+
+    app = Starlette(
+        routes=[Mount("/b", asgi.Page(key=KEY, user=lambda scope: USER, client=client))]
+    )
+    with TestClient(app) as browser:
+        assert browser.get(f"/b/status/{ref(sleeper)}").json()["state"] == "running"
+        assert browser.get("/b/bgtask.css").headers["content-type"].startswith("text/css")
+        assert browser.get("/b/status/x").status_code == 404
+        client.stop(sleeper)
+        client.wait(sleeper, 30)
+        assert '"stopped"' in browser.get(f"/b/events/{ref(sleeper)}").text

@@ -45,6 +45,18 @@ def test_open_pages_outlive_a_daemon_that_was_killed(machine: Container) -> None
         assert process.wait(30) == 0
 
 
+def test_the_administrators_page_is_off_and_says_what_it_needs(machine: Container) -> None:
+    unit = "bgtaskd-web.service"
+    assert machine.sh(f"systemctl is-enabled {unit}", check=False).stdout == "disabled\n"
+    machine.run(["systemctl", "start", unit], check=False)
+    machine.wait_for(
+        "the page to give up", lambda: "ActiveState=failed" in machine.systemctl("show", unit)
+    )
+    assert "ExecMainStatus=78" in machine.systemctl("show", unit)  # and it is not tried again
+    assert "apt install python3-waitress" in machine.journal("--unit", unit)
+    machine.systemctl("reset-failed", unit)
+
+
 def until(process: subprocess.Popen[str], state: str) -> dict[str, Any]:
     assert process.stdout
     for line in process.stdout:
