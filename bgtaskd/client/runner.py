@@ -71,7 +71,7 @@ class Runner:
         return reply.get("answer") if reply.get("id") is None else reply["id"]
 
     def submit(self, name: str, payloads: Sequence[Any]) -> list[int]:
-        """Hand many payloads to an asynchronous task, 1000 at most: all, or none. Their numbers."""
+        """Hand an asynchronous task many payloads, 1000 or a mebibyte at most: all, or none. Their numbers."""
         reply = self._mine().client.call("Submit", name=name, payloads=list(payloads))
         ids: list[int] = reply["ids"]
         return ids
