@@ -36,8 +36,9 @@ CONNECTIONS_MAX: Final = 1024
 """So many at once, and at most half of the descriptors that the process may have: see connections_max()."""
 MEMORY_EVERY: Final = 16
 """After so many jobs it is looked how much memory there is in use."""
-PATIENCE: Final = struct.pack("ll", 10, 0)
-"""A caller that does not read its answer is hung up on after so many seconds."""
+PATIENCE_SECONDS: Final = 10
+"""A caller that does not read its answer is hung up on after so long."""
+PATIENCE: Final = struct.pack("ll", PATIENCE_SECONDS, 0)
 PAGE: Final = resource.getpagesize()
 CREDENTIALS: Final = struct.Struct("iII")
 

@@ -22,6 +22,7 @@ from bgtaskd.task.serving import (
     LISTEN_FD,
     MEMORY_EVERY,
     OK,
+    PATIENCE_SECONDS,
     TOLD,
     call_failed,
     connections_max,
@@ -91,6 +92,7 @@ class AsyncServing:
             loop.remove_reader(listener)
         self._link.give_back([one.id for one in self._jobs])
         self._jobs.clear()
+        await self._serve_the_last()
         if self._busy:
             self._at_rest.clear()
             await self._at_rest.wait()
@@ -177,17 +179,25 @@ class AsyncServing:
 
     def _hang_up_on_the_idlest(self) -> bool:
         for writer, reader in self._idle_callers.items():
-            # Not on who has called, and the event loop has the call already: it would not be sent again.
-            if not reader._buffer:  # type: ignore[attr-defined]  # noqa: SLF001
+            if not _has_called(reader):
                 del self._idle_callers[writer]
                 writer.transport.abort()
                 return True
         return False
 
+    async def _serve_the_last(self) -> None:
+        """Whose call has been read gets an answer; the kernel tells all others to send theirs again."""
+        while self._hang_up_on_the_idlest():
+            pass
+        while self._callers:
+            await asyncio.wait(self._callers, timeout=PATIENCE_SECONDS)
+            if not self._busy:
+                return  # who is left does not read the answer
+
     async def _serve(self, sock: socket.socket, uid: int) -> None:
         reader, writer = await asyncio.open_connection(sock=sock, limit=MESSAGE_MAX)
         try:
-            while not self._leaving.is_set():
+            while _has_called(reader) or not self._leaving.is_set():
                 self._idle_callers[writer] = reader
                 data = await reader.readuntil(b"\0")
                 self._idle_callers.pop(writer, None)
@@ -257,6 +267,11 @@ class AsyncServing:
         self._is_beating = self._busy > 0
         if self._is_beating:
             asyncio.get_running_loop().call_later(self._watchdog / HEARTBEATS, self._beat)
+
+
+def _has_called(reader: asyncio.StreamReader) -> bool:
+    """Whether a whole call was read. Of less than one some is unread or unsent: it comes again."""
+    return b"\0" in reader._buffer  # type: ignore[attr-defined]  # noqa: SLF001
 
 
 class _Watcher:

@@ -150,6 +150,56 @@ for name in ("adder", "loopy", "adder"):
     ctl(named, "reload", user="root")
 
 
+def test_a_reload_drops_no_call_and_no_payload(named: Container) -> None:
+    script = """
+import asyncio, time, bgtaskd
+end = time.monotonic() + 3.5
+
+async def call(runner, name):
+    while time.monotonic() < end:
+        await runner.run(name, 0)
+
+async def feed(runner):
+    total = 0
+    while time.monotonic() < end:
+        total += len(await runner.submit("fussy", [f"n{total + n}" for n in range(20)]))
+        await asyncio.sleep(0.02)
+    return total
+
+async def main():
+    runner = bgtaskd.AsyncRunner()
+    calls = [call(runner, name) for name in ("adder", "loopy") for _ in range(40)]
+    print((await asyncio.gather(feed(runner), *calls))[0])
+
+asyncio.run(main())
+"""
+    kinds = {"adder": ("sync", "Adder"), "loopy": ("sync", "Loopy"), "fussy": ("async", "Fussy")}
+
+    def define(env: str) -> None:
+        for name, (kind, target) in kinds.items():
+            named.write(f"{DIRECTORY}/{name}.yaml", yaml(kind, target, env=env))
+        ctl(named, "reload", user="root")
+
+    named.sh("rm -f /home/alice/done")
+    define("{}")
+    with named.popen(["python3", "-c", script], user="alice") as process:
+        for number in range(6):
+            define(f'{{N: "{number}"}}')
+        said, _ = process.communicate(timeout=60)
+    total = int(said)
+    assert total > 0
+
+    def left() -> int:
+        one = seen(named, "fussy")
+        return int(one["waiting"] + sum(each["held"] for each in one["processes"]))
+
+    named.wait_for("all of them", lambda: left() == 0)
+    done = named.read("/home/alice/done").split()
+    assert sorted(done) == sorted(f"n{number}" for number in range(total))
+    named.sh(f"rm /home/alice/done {DIRECTORY}/loopy.yaml")
+    ctl(named, "reload", user="root")
+
+
 def test_a_loop_that_fails_ends_its_process(named: Container) -> None:
     """Otherwise nobody would ever call it again: an asyncio one's must do as any other."""
     named.write(f"{DIRECTORY}/loopy.yaml", yaml("sync", "Loopy"))
