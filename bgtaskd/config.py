@@ -17,6 +17,7 @@ from typing import Any, Final
 
 import yaml
 
+from bgtaskd.logs.registry import registered_names as registered_logs
 from bgtaskd.properties import PropertyError, check_properties, parse_size, parse_timespan
 from bgtaskd.storage.registry import OURS, registered_names
 
@@ -24,6 +25,8 @@ PATH: Final = "/etc/bgtaskd.yaml"
 CONF_D: Final = "/etc/bgtaskd/conf.d"
 SIZE_MAX: Final = 1 << 20
 QUEUE_NAME: Final = re.compile(r"[A-Za-z0-9_]{1,64}")
+LOG_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
+LOGS_MAX: Final = 8
 RATE: Final = re.compile(r"([1-9][0-9]{0,6}) */ *([0-9]*) *([a-z]+)")
 
 
@@ -95,6 +98,7 @@ class Config:
     queues: Mapping[str, QueueConfig]
     policy: PolicyConfig = PolicyConfig()
     output_to: str = "both"
+    output_also: tuple[str, ...] = ()
     output_cap: int = 10 << 20
     journal_burst: int = 10_000
     stop_timeout_usec: int = 10_000_000
@@ -234,7 +238,7 @@ class _Reader:
             tuple("queues resources policy output retention defaults limits storage".split()),
             (),
         )
-        output = self._section(data, "output", ("to", "cap", "journal_burst"))
+        output = self._section(data, "output", ("to", "also", "cap", "journal_burst"))
         retention = self._section(data, "retention", ("backlog_days", "all_backlog_days"))
         defaults = self._section(data, "defaults", ("stop_timeout",))
         limits = self._section(
@@ -250,6 +254,7 @@ class _Reader:
             queues=self._queues(data.get("queues")),
             policy=self._policy(data),
             output_to=self._choice(output, ("output", "to"), ("both", "journal", "file")),
+            output_also=self._also(output),
             output_cap=self._size(output, ("output", "cap"), base.output_cap, 65536),
             journal_burst=self._int(output, ("output", "journal_burst"), base.journal_burst, 0),
             stop_timeout_usec=self._span(
@@ -277,6 +282,24 @@ class _Reader:
             resources=self._resources(data.get("resources")),
             storage=self._choice(storage, ("storage", "backend"), OURS, registered_names),
         )
+
+    def _also(self, output: dict[str, Any]) -> tuple[str, ...]:
+        keys, names = ("output", "also"), output.get("also", [])
+        if not isinstance(names, list) or not all(isinstance(one, str) for one in names):
+            self.wrong(keys, "must be a list of names: [mine]")
+            return ()
+        if not names:
+            return ()
+        known = registered_logs()
+        for name in names:
+            if name not in known or not LOG_NAME.fullmatch(name):
+                has = f"there are: {', '.join(known)}" if known else "no package has registered one"
+                self.wrong(keys, f"there is no log {name}; {has}")
+        if len(set(names)) < len(names) or len(names) > LOGS_MAX:
+            self.wrong(keys, f"each name once, and at most {LOGS_MAX}")
+        if output.get("to") == "journal":
+            self.wrong(keys, "logs are fed from the output files: output: to: must be file or both")
+        return tuple(names)
 
     def _queues(self, data: Any) -> dict[str, QueueConfig]:
         default = QueueConfig("default", max(4, 2 * (os.cpu_count() or 1)))

@@ -28,6 +28,7 @@ from bgtaskd.daemon import retention
 from bgtaskd.daemon.api import Api
 from bgtaskd.daemon.engine import Engine
 from bgtaskd.daemon.launcher_link import LauncherError, LauncherLink
+from bgtaskd.daemon.logfeed import LogFeeds
 from bgtaskd.daemon.payloads import Payloads
 from bgtaskd.daemon.policy import Policy
 from bgtaskd.daemon.requests import Requests
@@ -203,6 +204,9 @@ class Daemon:
             self._workers,
         )
         self._api.tasks_dir = str(places.state / "tasks")
+        logs = places.database.with_name("logs")
+        self._logs = LogFeeds(self._engine, logs, self._api.tasks_dir)
+        self._supervisors.on_output = self._logs.grew
         self._api.reload = self._reload
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -215,6 +219,7 @@ class Daemon:
             await self._after_corruption(link, storage, aside)
         await self._supervisors.serve(sockets["supervisors"])
         self._engine.load(storage.unended())
+        self._logs.start()
         self._workers.load()
         await loop.create_unix_server(self._workers.link, sock=sockets["workers"])
         self._supervisors.recover()
@@ -343,6 +348,7 @@ class Daemon:
             return False
         self._config = config
         self._engine.configure(config)
+        self._logs.configure()
         self._api.policy = self._policy()
         limits = Limits(config.connections_per_user, config.requests_per_user)
         self._server.limits = self._tasks_server.limits = limits
@@ -363,6 +369,7 @@ class Daemon:
         await self._tasks_server.close()
         if self._bus is not None:
             await self._bus.stop()
+        await self._logs.stop()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._engine.save(), 5)
             await asyncio.wait_for(self._engine.writer.drain(), 5)

@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from bgtaskd.daemon.engine import Engine, now_usec
@@ -46,6 +46,7 @@ class Supervisors:
         self._uid = uid
         self.connections: dict[tuple[int, int], Call] = {}
         self.output_waiters: dict[int, set[asyncio.Event]] = {}
+        self.on_output: Callable[[int], None] = lambda task_id: None
         engine.on_stuck = self.look_later
         engine.on_stop = self.told_to_stop
 
@@ -110,6 +111,7 @@ class Supervisors:
         for name in ("stalled", "timed_out", "left_over"):
             if said.get(name):
                 await self.heard(key, {name: True})
+        self.output_grew(key[0])  # it had nobody to tell while it was not connected
         task = engine.live.get(key[0])
         if task is not None and task.stop_reason is not None:
             await engine.tell_unit("stop", task, stop_timeout_usec=engine.stop_timeout(task))
@@ -170,6 +172,7 @@ class Supervisors:
         """Wake those who follow the output."""
         for event in self.output_waiters.get(task_id, ()):
             event.set()
+        self.on_output(task_id)
 
     # --- what they do not say -------------------------------------------------------------------
 

@@ -98,6 +98,24 @@ def test_what_is_no_configuration_is_refused(tmp_path: Path, text: str, word: st
     assert any(word in reason for _, _, reason in mistakes(tmp_path, text))
 
 
+def test_logs_of_others_are_named_where_a_package_has_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bgtaskd.config.registered_logs", lambda: ("loki", "mine"))
+    assert load(tmp_path, "output: {to: file, also: [mine, loki]}").output_also == ("mine", "loki")
+    key = "output.also"
+    assert mistakes(tmp_path, "output: {also: [other]}") == [
+        (1, key, "there is no log other; there are: loki, mine")
+    ]
+    for wrong, word in [
+        ("output: {also: mine}", "list"),
+        ("output: {also: [1]}", "list"),
+        ("output: {also: [mine, mine]}", "once"),
+        ("output: {to: journal, also: [mine]}", "file or both"),
+    ]:
+        assert [(one[1], word in one[2]) for one in mistakes(tmp_path, wrong)] == [(key, True)]
+
+
 def test_conf_d_adds_and_changes(tmp_path: Path) -> None:
     (tmp_path / "conf.d").mkdir()
     (tmp_path / "conf.d" / "10.yaml").write_text("queues:\n  a:\n    slots: 3\n  b: {}\n")
