@@ -42,6 +42,10 @@ ALARM: Final = "SIGALRM"
 """What ends a process that has hung for its watchdog time (bgtaskd.task.serving.Guard)."""
 
 
+class _NotBegun(Exception):
+    """The process has gone before it began with the call: another one is to have it."""
+
+
 @dataclass(eq=False, slots=True)
 class Instance:
     """One process."""
@@ -411,6 +415,11 @@ class Workers:
             one.served, one.failed = served, failed
             if bye is not None:
                 one.bye, one.leaving = bye, True
+                # It has nothing in hand any more: what it has not answered, it has not begun.
+                for future in one.calls.values():
+                    if not future.done():
+                        future.set_exception(_NotBegun())
+                one.calls.clear()
                 if named is not None:
                     self._look_ready(named)
                     if bye != IDLE:
@@ -545,16 +554,17 @@ class Workers:
             self._want(named)
             await named.ready.wait()
             there = [one for one in named.instances.values() if one.link and not one.leaving]
-            if there:
-                break
-            await asyncio.sleep(0)
-        one = min(there, key=lambda one: len(one.calls))
-        number, self._next_call = self._next_call, self._next_call + 1
-        future = one.calls[number] = asyncio.get_running_loop().create_future()
-        assert one.link is not None
-        one.link.send({"call": [number, uid, payload]})
-        answer: Awaitable[Any] = future
-        return await answer
+            if not there:
+                await asyncio.sleep(0)
+                continue
+            one = min(there, key=lambda one: len(one.calls))
+            number, self._next_call = self._next_call, self._next_call + 1
+            future = one.calls[number] = asyncio.get_running_loop().create_future()
+            assert one.link is not None
+            one.link.send({"call": [number, uid, payload]})
+            answer: Awaitable[Any] = future
+            with contextlib.suppress(_NotBegun):
+                return await answer
 
 
 def _why(task: Task) -> str:

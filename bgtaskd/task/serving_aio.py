@@ -93,6 +93,8 @@ class AsyncServing:
         self._link.give_back([one.id for one in self._jobs])
         self._jobs.clear()
         await self._serve_the_last()
+        if self._running:
+            await asyncio.wait(self._running)
         if self._busy:
             self._at_rest.clear()
             await self._at_rest.wait()

@@ -155,9 +155,9 @@ def test_a_reload_drops_no_call_and_no_payload(named: Container) -> None:
 import asyncio, time, bgtaskd
 end = time.monotonic() + 3.5
 
-async def call(runner, name):
+async def call(runner, name, key=None):
     while time.monotonic() < end:
-        await runner.run(name, 0)
+        await runner.run(name, 0, merge_key=key)
 
 async def feed(runner):
     total = 0
@@ -169,7 +169,8 @@ async def feed(runner):
 async def main():
     runner = bgtaskd.AsyncRunner()
     calls = [call(runner, name) for name in ("adder", "loopy") for _ in range(40)]
-    print((await asyncio.gather(feed(runner), *calls))[0])
+    by_way_of_the_daemon = [call(runner, name, str(n)) for name in ("adder", "loopy") for n in range(9)]
+    print((await asyncio.gather(feed(runner), *calls, *by_way_of_the_daemon))[0])
 
 asyncio.run(main())
 """
