@@ -20,7 +20,7 @@ from typing import Final, NamedTuple
 
 from bgtaskd.daemon.engine import Engine
 from bgtaskd.daemon.hand import Hand
-from bgtaskd.logs.interface import Entry, Log
+from bgtaskd.logs.interface import Entry, Log, LogError
 from bgtaskd.logs.outputreader import OutputReader
 from bgtaskd.logs.registry import open_log
 from bgtaskd.model import ERROR_MAX, LIVE, RECORD, Task
@@ -271,6 +271,8 @@ class LogFeed:
 
 def _said(error: BaseException) -> str:
     """Its last line; also where it cannot say itself."""
+    if isinstance(error, LogError):
+        return str(error)
     return "".join(format_exception_only(error)).strip()[-ERROR_MAX:]
 
 

@@ -206,6 +206,34 @@ def test_a_log_that_fails_gets_it_later_and_holds_up_no_other_task(
     asyncio.run(run())
 
 
+def test_one_that_cannot_be_opened_is_tried_again(
+    tmp_path: Path, told: Told, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def run() -> None:
+        opener = open_told
+
+        def refuse(directory: Path) -> Told:
+            raise OSError("nobody listens")
+
+        monkeypatch.setattr(f"{__name__}.open_told", refuse)
+        house = House(tmp_path)
+        await house.enter()
+        await house.start(running(1))
+        house.print(running(1), b"text\n")
+        await until(lambda: bool(caplog.records))
+        await house.end(running(1))
+        monkeypatch.setattr(f"{__name__}.open_told", opener)
+        await until(lambda: told.ended == [(1, 1)])
+        assert told.data[1, 1] == b"text\n"
+        await house.leave()
+
+    asyncio.run(run())
+    (said, well) = [one.message for one in caplog.records]
+    where = f"{__name__}:open_told: OSError('nobody listens')"
+    assert said == f"Log told: {where}. It is tried again; tasks go on."
+    assert well == "Log told takes output again."
+
+
 def test_one_that_hangs_does_not_keep_the_daemon_from_stopping(tmp_path: Path, told: Told) -> None:
     async def run() -> None:
         hangs, go_on = threading.Event(), threading.Event()
