@@ -6,8 +6,15 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.houses.machine import Machine, MachineError
+
+# How fast this machine is at the moment is not what the properties are about.
+settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("any machine")
 
 JOURNAL_LINES = 200
 BEGAN = pytest.StashKey[float]()

@@ -430,7 +430,7 @@ def test_signals_from_before_the_bus_and_after_its_restart(
             await until(lambda: not bus.connected)
             house.start()
             await until(lambda: bus.connected)
-        assert len(os.listdir("/proc/self/fd")) <= descriptors
+        await until(lambda: len(os.listdir("/proc/self/fd")) <= descriptors)
         await bus.stop()
         await bus.stop()
 
