@@ -3,7 +3,8 @@
 
 Started as `python3 -I -S …/forkserver.py FD …`: no site, no module that is not built in but os and our own
 few, so that a fork costs a third of a millisecond and a supervisor about a mebibyte. It does nothing but
-fork: one datagram with one socket, one supervisor. When the launcher's end closes, it goes; its forks stay.
+fork: one datagram with one socket, one supervisor ("w": for a task that is to be forked from a template, so
+without a process of its own). When the launcher's end closes, it goes; its forks stay.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 
+BARE = b"w"
 # The first three are meant for tasks; the others are what Python itself ignores, for the sake of errors.
 IGNORED = ("SIGINT", "SIGHUP", "SIGTERM", "SIGPIPE", "SIGXFSZ")
 
@@ -56,26 +58,28 @@ def main(argv: list[str]) -> None:
         launcher = socket(fileno=int.from_bytes(ancillary[0][2], sys.byteorder))
         if os.fork() == 0:
             server.close()
-            _supervise(launcher, places)
+            _supervise(launcher, places, data == BARE)
         launcher.close()
 
 
-def _supervise(launcher: socket, places: Places) -> None:
+def _supervise(launcher: socket, places: Places, bare: bool) -> None:
     """The life of one supervisor; ends the process."""
     try:
         os.setsid()
         _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
-        _launch(launcher, places)
+        _launch(launcher, places, bare)
     except BaseException as error:  # noqa: BLE001 - nothing may escape into the fork server's loop
         _say(f"{type(error).__name__}: {error}")
         os._exit(1)
     os._exit(0)
 
 
-def _launch(launcher: socket, places: Places) -> None:
-    task = child.fork()
-    supervisor = Supervisor(places, task)
-    _answer(launcher, {"pid": task.pid})
+def _launch(launcher: socket, places: Places, bare: bool) -> None:
+    task = None if bare else child.fork()
+    supervisor = Supervisor(places)
+    if task is not None:
+        supervisor.adopt(task)
+    _answer(launcher, {"pid": supervisor.pid})
     data, fds = _read_request(launcher)
     if data is None:
         return  # a spare that was never needed; its task's process finds the gate closed, and goes too
@@ -87,7 +91,6 @@ def _launch(launcher: socket, places: Places) -> None:
         return
     if supervisor.request["template"] is not None:
         _answer(launcher, {"forked": supervisor.pid})
-        supervisor.let_go()
     _signal.signal(_signal.SIGTERM, supervisor.on_shutdown)
     try:
         word = launcher.recv(1)

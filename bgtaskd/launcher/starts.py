@@ -22,6 +22,8 @@ from bgtaskd.units import scope_name, slice_name, worker_slice_name
 
 Answer = Callable[[dict[str, Any]], None]
 SPARES: Final = 2
+BARE_SECONDS: Final = 60.0
+"""After a launch from a template the next ones are prepared for so long."""
 TRIES: Final = 3
 UNIT_EXISTS_PATIENCE: Final = 10.0
 UNIT_EXISTS_INTERVAL: Final = 0.05
@@ -30,9 +32,10 @@ UNIT_EXISTS: Final = "org.freedesktop.systemd1.UnitExists"
 
 @dataclass(eq=False)
 class Supervisor:
-    """Our end of one; its task's pid, once it has told it."""
+    """Our end of one; its task's pid, once it has told it (0 where that will come from a template)."""
 
     socket: socket.socket
+    bare: bool
     pid: int | None = None
 
 
@@ -62,6 +65,7 @@ class Starts:
         self._new_fork_server = fork_server
         self._fork_server = fork_server()
         self._spares: list[Supervisor] = []
+        self._bare_until = 0.0
         self._starts: dict[Supervisor, Start] = {}
         self._retries: list[tuple[float, Start]] = []
         self.keep_spares()
@@ -78,7 +82,10 @@ class Starts:
 
         Raises OSError where nothing can be forked.
         """
-        start = Start(launch, marshal.dumps(request), answer, self._take(), fd)
+        bare = launch.template is not None
+        if bare:
+            self._bare_until = time.monotonic() + BARE_SECONDS
+        start = Start(launch, marshal.dumps(request), answer, self._take(bare), fd)
         start.deadline = time.monotonic() + UNIT_EXISTS_PATIENCE
         self._hire(start)
 
@@ -107,26 +114,28 @@ class Starts:
 
     def keep_spares(self) -> None:
         """Have enough supervisors in hand. Where that fails, the next launch will say why."""
+        kinds = [False, True] if time.monotonic() < self._bare_until else [False]
         with contextlib.suppress(OSError):
-            while len(self._spares) < SPARES:
-                self._spares.append(Supervisor(self._fork()))
+            for bare in kinds:
+                while sum(one.bare == bare for one in self._spares) < SPARES:
+                    self._spares.append(Supervisor(self._fork(bare), bare))
 
     # --- the stages of a launch -------------------------------------------------------------------
 
-    def _take(self) -> Supervisor:
-        ready = [one for one in self._spares if one.pid is not None]
+    def _take(self, bare: bool) -> Supervisor:
+        ready = [one for one in self._spares if one.pid is not None and one.bare == bare]
         if not ready:
-            return Supervisor(self._fork())
+            return Supervisor(self._fork(bare), bare)
         self._spares.remove(ready[0])
         return ready[0]
 
-    def _fork(self) -> socket.socket:
+    def _fork(self, bare: bool) -> socket.socket:
         try:
-            return self._fork_server.fork()
+            return self._fork_server.fork(bare=bare)
         except ConnectionError:  # somebody killed it, perhaps this very moment
             self._fork_server.kill()
             self._fork_server = self._new_fork_server()
-            return self._fork_server.fork()
+            return self._fork_server.fork(bare=bare)
 
     def _hire(self, start: Start) -> None:
         """Give a supervisor its attempt, and ask for the scope if the process to put in it is known."""
@@ -166,7 +175,8 @@ class Starts:
             start.answer({"error": "Resources", "reason": "the supervisor died"})
             return
         try:
-            start.supervisor = Supervisor(self._fork())
+            bare = start.supervisor.bare
+            start.supervisor = Supervisor(self._fork(bare), bare)
         except OSError as error:
             start.answer({"error": "Resources", "reason": f"cannot fork: {error.strerror}"})
             return

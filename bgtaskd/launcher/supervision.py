@@ -58,11 +58,14 @@ class ForkServer:
         self._process.kill()
         self._process.wait()
 
-    def fork(self) -> socket.socket:
-        """Fork a supervisor; our end of the socket to it. Raises OSError."""
+    def fork(self, *, bare: bool = False) -> socket.socket:
+        """Fork a supervisor; our end of the socket to it. ``bare``: without a process for its task yet.
+
+        Raises OSError.
+        """
         ours, theirs = socket.socketpair()
         with theirs:
             ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 21)
-            socket.send_fds(self._socket, [b"f"], [theirs.fileno()])
+            socket.send_fds(self._socket, [forkserver.BARE if bare else b"f"], [theirs.fileno()])
         ours.setblocking(False)
         return ours

@@ -47,12 +47,12 @@ RECORD_RETRIES = 3600
 class Supervisor:
     """The attempt's whole life, one poll() loop."""
 
-    def __init__(self, places: Places, task: child.Child) -> None:
+    task: child.Child | warm.WarmChild
+
+    def __init__(self, places: Places) -> None:
         """What can be done before it is known which attempt it will be."""
         self.places = places
-        self.task: child.Child | warm.WarmChild = task
-        self.unused: child.Child | None = None
-        self._adopt(task, os.pidfd_open(task.pid))
+        self.pid = 0
         self.request: dict[str, Any] = {}
         self.started: int | None = None
         self.exec_error: str | None = None
@@ -79,10 +79,12 @@ class Supervisor:
         self.credentials: str | None = None
         self.home = Home(places.home, self.hello)
 
-    def _adopt(self, task: child.Child | warm.WarmChild, pidfd: int) -> None:
+    def adopt(self, task: child.Child | warm.WarmChild) -> None:
         """This process is the task's."""
         self.task = task
-        self.pid, self.pidfd = task.pid, pidfd
+        self.pid = task.pid
+        # Not reaped yet, ours is surely there; of one that a template has forked, that is known by its own.
+        self.pidfd = task.pidfd if isinstance(task, warm.WarmChild) else os.pidfd_open(task.pid)
         me = os.getpid()
         self.processes = (
             f'"supervisor": {{"pid": {me}, "start_time": {dumps(start_time(me))}}}, '
@@ -123,22 +125,11 @@ class Supervisor:
         self.capture = Capture(self.output, journal, request["journal"], request["journal_burst"])
 
     def _fork_from(self, template: str) -> None:
-        """Have a process with the app loaded in our own one's place; if there is none, ours will do."""
-        cold = self.task
-        assert isinstance(cold, child.Child)
+        """Have a process with the app loaded for the task; if there is none, one of our own will do."""
         try:
-            task = warm.WarmChild(template, self.request["uid"])
+            self.adopt(warm.WarmChild(template, self.request["uid"]))
         except warm.NoTemplate:
-            return
-        os.close(self.pidfd)
-        self.unused = cold
-        self._adopt(task, task.pidfd)
-
-    def let_go(self) -> None:
-        """Of a process that is not needed after all."""
-        unused, self.unused = self.unused, None
-        if unused is not None:
-            unused.forget()
+            self.adopt(child.fork())
 
     def record(self) -> str:
         """The attempt as its record has it."""
