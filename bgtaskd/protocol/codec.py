@@ -50,6 +50,8 @@ class Decoder:
 
         Raises MalformedMessage for one that is too long.
         """
+        if not self._buffer and 0 < len(data) < self._limit and data.find(0) == len(data) - 1:
+            return [data[:-1]]  # one message, whole: nearly always
         first, *others = data.split(b"\0")
         self._buffer += (
             first  # in place: a message that comes byte by byte must not cost its square
@@ -91,7 +93,7 @@ def decode_value(data: bytes, depth: int) -> Any:
         raise MalformedMessage("not JSON: half of a surrogate pair is no text") from None
     except (ValueError, RecursionError) as error:
         raise MalformedMessage(f"not JSON: {str(error)[:200]}") from None
-    if text.count("[") + text.count("{") > depth and _is_deeper(value, depth):
+    if len(text) > depth and text.count("[") + text.count("{") > depth and _is_deeper(value, depth):
         raise MalformedMessage(f"nested deeper than {depth} levels")
     return value
 

@@ -92,7 +92,7 @@ if WHO == "gearman":
         while True:
             job = worker.getJob()
             payload = json.loads(job.arguments)
-            if job.name == b"drain":
+            if job.name in (b"drain", "drain"):
                 drain(payload)
                 job.sendWorkComplete()
             else:
