@@ -8,6 +8,7 @@ that were merged, over the connection to the daemon (see link.py). Both are serv
 from __future__ import annotations
 
 import contextlib
+import os
 import resource
 import select
 import signal
@@ -34,6 +35,7 @@ INTERFACE: Final = "org.bgtaskd.Worker"
 METHOD: Final = f"{INTERFACE}.Call"
 CONNECTIONS_MAX: Final = 1024
 """So many at once, and at most half of the descriptors that the process may have: see connections_max()."""
+LOOKS: Final = 20
 MEMORY_EVERY: Final = 16
 """After so many jobs it is looked how much memory there is in use."""
 PATIENCE_SECONDS: Final = 10
@@ -171,6 +173,7 @@ class Serving:
         self._connections_max = connections_max()
         self._jobs: deque[Job] = deque()
         self._leaving = ""
+        self._looks = 0
         self._loop_interval = worker.loop_interval if has_loop(worker) else None
         self._next_loop = 0.0
         idle = settings["idle_usec"]
@@ -201,7 +204,7 @@ class Serving:
 
     def _turn(self) -> None:
         """One round: what has come in, one job of those that wait, the loop() if it is due."""
-        for fd, _ in self._poll.poll(self._timeout_ms()):
+        for fd, _ in self._events():
             caller = self._callers.pop(fd, None)
             if caller is not None:
                 self._callers[fd] = caller  # who has called last is last
@@ -222,6 +225,18 @@ class Serving:
         self._link.tick(now)
         if self._idle is not None and not self._jobs and now - self._last_job >= self._idle:
             self._leaving = IDLE
+
+    def _events(self) -> list[tuple[int, int]]:
+        """What has come in. Who has just been answered often calls again at once: that is worth a moment's
+        look, for going to sleep and being woken costs more than a call."""
+        looks, self._looks = self._looks, 0
+        while looks:
+            events = self._poll.poll(0)
+            if events:
+                return events
+            os.sched_yield()
+            looks -= 1
+        return self._poll.poll(self._timeout_ms())
 
     def _timeout_ms(self) -> int | None:
         if self._jobs:
@@ -277,6 +292,7 @@ class Serving:
             reply = self._answer(message, caller.uid)
             try:
                 caller.socket.sendall(reply)
+                self._looks = LOOKS
             except OSError:  # it has gone, or reads nothing
                 self._hang_up(caller)
                 return
