@@ -18,7 +18,6 @@ from urllib.parse import urlsplit
 
 from bgtaskd.config import ConfigError, Lines, read_file
 from bgtaskd.properties import parse_timespan
-from bgtaskd.signing import KEY_MIN
 
 DIRECTORY: Final = "/etc/bgtaskd/apps.d"
 NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}")
@@ -138,6 +137,8 @@ class _Reader:
         return text.rstrip("/")
 
     def _key(self, data: Mapping[str, Any]) -> bytes:
+        from bgtaskd.signing import KEY_MIN  # it brings OpenSSL: 3 MiB, where there are apps
+
         if ("key" in data) == ("key_file" in data):
             self._wrong("key", "must be given: either here or as key_file" if "key" not in data
                         else "either key or key_file, not both")  # fmt: skip

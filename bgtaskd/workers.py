@@ -7,7 +7,6 @@ their names. A file with a mistake is told of, with file, line, key and reason, 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -64,6 +63,8 @@ class WorkerFile:
 
     def digest(self) -> str:
         """What tells a worker of another definition: not how many there are, nor who may call."""
+        import hashlib  # it brings OpenSSL, 3 MiB that the launcher never needs
+
         told = asdict(self)
         for name in ("path", "instances", "group", "mode", "start", "backlog", "tries"):
             del told[name]

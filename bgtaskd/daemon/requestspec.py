@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
-import hmac
 import re
 from collections.abc import Mapping
 from typing import Any, Final
@@ -121,4 +119,7 @@ def merge_key(key: bytes, request: Mapping[str, Any], session: Mapping[str, Any]
     ``key``: the app's, so that nobody can try out what a session may have been.
     """
     text = canonical_json([request, session])
+    import hashlib  # they bring OpenSSL, 3 MiB that most daemons never need
+    import hmac
+
     return "http:" + hmac.new(key, text.encode(), hashlib.sha256).hexdigest()

@@ -12,8 +12,8 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
 import pwd
-import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -254,7 +254,7 @@ class Workers:
 
     async def _add(self, named: Named, task: Task) -> None:
         try:
-            self._engine.secrets.put(task.id, {"token": secrets.token_hex(16)})
+            self._engine.secrets.put(task.id, {"token": os.urandom(16).hex()})
             await self._engine.add(task)
         except (StorageError, OSError) as error:
             named.error = str(error)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import time
@@ -46,6 +45,8 @@ def arm(systemd: Scopes, message: Mapping[str, Any]) -> None:
         raise BadMessage("persistent", "true or false")
     delay = integer(message, "randomized_delay_usec", 0, ID_MAX)
     asked = json.dumps([calendar, persistent, delay])
+    import hashlib  # it brings OpenSSL, 3 MiB that most launchers never need
+
     description = f"bgtaskd schedule ({hashlib.sha256(asked.encode()).hexdigest()[:16]})"
     if systemd.unit_property(unit, "Unit", "ActiveState") == "active":
         if systemd.unit_property(unit, "Unit", "Description") == description:

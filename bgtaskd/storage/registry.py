@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-from importlib.metadata import entry_points
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from bgtaskd.storage.interface import Storage, StorageError
 
@@ -15,7 +15,7 @@ OURS: Final = ("sqlite", "memory")
 
 def registered_names() -> tuple[str, ...]:
     """What others have registered."""
-    return tuple(sorted({point.name for point in entry_points(group=GROUP)} - set(OURS)))
+    return tuple(sorted({point.name for point in _points()} - set(OURS)))
 
 
 def open_backend(name: str, database: Path) -> tuple[Storage, Path | None]:
@@ -29,7 +29,7 @@ def open_backend(name: str, database: Path) -> tuple[Storage, Path | None]:
         from bgtaskd.storage.sqlite import open_storage
 
         return open_storage(database)
-    for point in entry_points(group=GROUP):
+    for point in _points():
         if point.name == name:
             try:
                 made: Storage = point.load()(database.parent)
@@ -38,3 +38,10 @@ def open_backend(name: str, database: Path) -> tuple[Storage, Path | None]:
             return made, None
     known = ", ".join((*OURS, *registered_names()))
     raise StorageError(f"there is no storage {name}; there are: {known}")
+
+
+def _points() -> Iterable[Any]:
+    """Loaded when it is asked for: it brings email with it, and most daemons never ask."""
+    from importlib.metadata import entry_points
+
+    return entry_points(group=GROUP)

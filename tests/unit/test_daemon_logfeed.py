@@ -75,9 +75,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> Told:
     told = Told()
     monkeypatch.setattr(f"{__name__}.TOLD", told)
     point = EntryPoint("told", f"{__name__}:open_told", registry.GROUP)
-    monkeypatch.setattr(
-        registry, "entry_points", lambda group: [point] if group == registry.GROUP else []
-    )
+    monkeypatch.setattr(registry, "_points", lambda: [point])
     monkeypatch.setattr(logfeed, "RETRY_SECONDS", (0.01, 0.02))
     monkeypatch.setattr(logfeed, "SAVE_SECONDS", 0.01)
     monkeypatch.setattr(logfeed, "STOP_SECONDS", 0.2)

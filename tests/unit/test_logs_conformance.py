@@ -131,9 +131,7 @@ def test_what_breaks_a_rule_does_not_pass(tmp_path: Path, wrong: str, test: str)
 
 
 def points(monkeypatch: pytest.MonkeyPatch, *found: EntryPoint) -> None:
-    monkeypatch.setattr(
-        registry, "entry_points", lambda group: list(found) if group == registry.GROUP else []
-    )
+    monkeypatch.setattr(registry, "_points", lambda: list(found))
 
 
 def test_a_log_is_found_by_its_entry_point(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -42,15 +42,13 @@ def test_others_are_found_by_their_entry_point(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     point = EntryPoint("mine", "bgtaskd.storage.memory:in_memory", registry.GROUP)
-    monkeypatch.setattr(
-        registry, "entry_points", lambda group: [point] if group == registry.GROUP else []
-    )
+    monkeypatch.setattr(registry, "_points", lambda: [point])
     assert registry.registered_names() == ("mine",)
     storage, aside = registry.open_backend("mine", tmp_path / "state/state.db")
     assert isinstance(storage, MemoryStorage)
     assert aside is None
     broken = EntryPoint("broken", "bgtaskd.nowhere:nothing", registry.GROUP)
-    monkeypatch.setattr(registry, "entry_points", lambda group: [broken])
+    monkeypatch.setattr(registry, "_points", lambda: [broken])
     with pytest.raises(StorageError, match="broken"):
         registry.open_backend("broken", tmp_path / "state/state.db")
 
