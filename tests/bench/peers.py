@@ -87,7 +87,7 @@ def bench_start(arguments: argparse.Namespace) -> None:
         with worker("celery", celery_worker()):
             jobs = jobs_of("celery")
             start_row(
-                "Celery delay(), prefork 2", count, lambda: jobs.celery_began.delay(time.time())
+                "Celery delay(), prefork", count, lambda: jobs.celery_began.delay(time.time())
             )
         with worker("rq", RQ):
             import redis as client
