@@ -12,11 +12,11 @@ import re
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from bgtaskd.config import ConfigError, Lines, read_file
+from bgtaskd.config import ConfigError
+from bgtaskd.definitions import DefinitionReader, load_definitions
 from bgtaskd.properties import parse_timespan
 
 DIRECTORY: Final = "/etc/bgtaskd/apps.d"
@@ -51,33 +51,13 @@ class App:
 
 def load_apps(directory: str = DIRECTORY) -> tuple[dict[str, App], list[ConfigError]]:
     """Every file that has no mistake, by name, and the mistakes of the others."""
-    found, errors = {}, []
-    for path in sorted(Path(directory).glob("*.yaml")):
-        lines = Lines()
-        try:
-            data = read_file(str(path), lines, False)
-        except FileNotFoundError:
-            continue
-        except ConfigError as error:
-            errors.append(error)
-            continue
-        reader = _Reader(str(path), lines)
-        one = reader.app(path.stem, data)
-        errors += reader.errors
-        if not reader.errors:
-            found[one.name] = one
-    return found, errors
+    found, errors = load_definitions(directory, _Reader)
+    return {one.name: one for one in found}, errors
 
 
-class _Reader:
-    """From plain values to an App, collecting mistakes on the way."""
-
-    def __init__(self, path: str, lines: Lines) -> None:
-        self._path = path
-        self._lines = lines
-        self.errors: list[ConfigError] = []
-
-    def app(self, name: str, data: Mapping[str, Any]) -> App:
+class _Reader(DefinitionReader[App]):
+    def read(self) -> App:
+        name, data = self._name, self._data
         if not NAME.fullmatch(name):
             self._wrong("", "the file's name: letters, digits, _ and - only, 64 at most")
         for key in data:
@@ -98,10 +78,6 @@ class _Reader:
             self._span(data, "timeout"),
             self._page(data),
         )
-
-    def _wrong(self, key: str, reason: str) -> None:
-        line = self._lines.of((key,))[1] if key else 0
-        self.errors.append(ConfigError(self._path, line, key, reason))
 
     def _text(self, data: Mapping[str, Any], key: str, needed: bool = False) -> str:
         value = data.get(key)

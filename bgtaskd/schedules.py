@@ -10,10 +10,10 @@ import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
-from bgtaskd.config import ConfigError, Lines, read_file
+from bgtaskd.config import ConfigError
+from bgtaskd.definitions import DefinitionReader, load_definitions
 from bgtaskd.properties import parse_timespan
 
 DIRECTORY: Final = "/etc/bgtaskd/schedules.d"
@@ -58,33 +58,12 @@ def load_schedules(
     directory: str = DIRECTORY, *, root_owned: bool = False
 ) -> tuple[list[ScheduleFile], list[ConfigError]]:
     """Every file that has no mistake, and the mistakes of the others."""
-    found, errors = [], []
-    for path in sorted(Path(directory).glob("*.yaml")):
-        lines = Lines()
-        try:
-            data = read_file(str(path), lines, root_owned)
-        except FileNotFoundError:
-            continue
-        except ConfigError as error:
-            errors.append(error)
-            continue
-        reader = _Reader(str(path), lines)
-        one = reader.schedule(path.stem, data)
-        errors += reader.errors
-        if not reader.errors:
-            found.append(one)
-    return found, errors
+    return load_definitions(directory, _Reader, root_owned=root_owned)
 
 
-class _Reader:
-    """From plain values to a ScheduleFile, collecting mistakes on the way."""
-
-    def __init__(self, path: str, lines: Lines) -> None:
-        self._path = path
-        self._lines = lines
-        self.errors: list[ConfigError] = []
-
-    def schedule(self, name: str, data: Mapping[str, Any]) -> ScheduleFile:
+class _Reader(DefinitionReader[ScheduleFile]):
+    def read(self) -> ScheduleFile:
+        name, data = self._name, self._data
         if not NAME.fullmatch(name):
             self._wrong("", "the file's name: letters, digits, _ and - only, 64 at most")
         for key in data:
@@ -114,10 +93,6 @@ class _Reader:
             overlap,
             self._typed(data, "enabled", bool, True),
         )
-
-    def _wrong(self, key: str, reason: str) -> None:
-        line = self._lines.of((key,))[1] if key else 0
-        self.errors.append(ConfigError(self._path, line, key, reason))
 
     def _typed(
         self,

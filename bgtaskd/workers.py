@@ -13,9 +13,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from bgtaskd.config import ConfigError, Lines, read_file
+from bgtaskd.config import ConfigError
+from bgtaskd.definitions import DefinitionReader, load_definition, load_definitions
 from bgtaskd.properties import PropertyError, check_properties, parse_size, parse_timespan
 
 DIRECTORY: Final = "/etc/bgtaskd/tasks.d"
@@ -76,43 +77,20 @@ def load_workers(
     directory: str = DIRECTORY, *, root_owned: bool = False
 ) -> tuple[dict[str, WorkerFile], list[ConfigError]]:
     """Every file that has no mistake, by name, and the mistakes of the others."""
-    found, errors = {}, []
-    for path in sorted(Path(directory).glob("*.yaml")):
-        one, mistakes = load_worker(str(path), root_owned=root_owned)
-        errors += mistakes
-        if one is not None:
-            found[one.name] = one
-    return found, errors
+    found, errors = load_definitions(directory, _Reader, root_owned=root_owned)
+    return {one.name: one for one in found}, errors
 
 
 def load_worker(
     path: str, *, root_owned: bool = False
 ) -> tuple[WorkerFile | None, list[ConfigError]]:
     """One file; None where there is none, or it has mistakes."""
-    lines = Lines()
-    try:
-        data = read_file(path, lines, root_owned)
-    except FileNotFoundError:
-        return None, []
-    except ConfigError as error:
-        return None, [error]
-    reader = _Reader(path, lines, data)
-    one = reader.worker()
-    return (None if reader.errors else one), reader.errors
+    return load_definition(path, _Reader, root_owned=root_owned)
 
 
-class _Reader:
-    """From plain values to a WorkerFile, collecting mistakes on the way."""
-
-    def __init__(self, path: str, lines: Lines, data: Mapping[str, Any]) -> None:
-        self._path = path
-        self._lines = lines
-        self._data = data
-        self.errors: list[ConfigError] = []
-
-    def worker(self) -> WorkerFile:
-        data = self._data
-        name = Path(self._path).stem
+class _Reader(DefinitionReader[WorkerFile]):
+    def read(self) -> WorkerFile:
+        name, data = self._name, self._data
         if not NAME.fullmatch(name):
             self._wrong("", "the file's name: letters, digits and _ only, 64 at most")
         for key in data:
@@ -159,10 +137,6 @@ class _Reader:
             backlog=self._int("backlog", 100_000, 1, BACKLOG_MAX) or 1,
             tries=self._int("tries", 3, 1, 1000) or 1,
         )
-
-    def _wrong(self, key: str, reason: str) -> None:
-        line = self._lines.of((key,))[1] if key else 0
-        self.errors.append(ConfigError(self._path, line, key, reason))
 
     def _text(self, key: str, default: str | None = None, *, needed: bool = False) -> str | None:
         value = self._data.get(key, default)

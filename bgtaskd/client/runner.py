@@ -7,7 +7,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from bgtaskd.client.blocking import Client
@@ -62,13 +62,8 @@ class Runner:
             wire = self._wire(name)
             if wire is not None:
                 return wire.call(payload, timeout)
-        parameters: dict[str, Any] = {"name": name, "payload": payload}
-        if merge_key is not None:
-            parameters["merge_key"] = merge_key
-        if timeout is not None:
-            parameters["timeout_usec"] = usec(timeout)
-        reply = self._mine().client.call("Call", **parameters)
-        return reply.get("answer") if reply.get("id") is None else reply["id"]
+        parameters = call_parameters(name, payload, timeout, merge_key)
+        return result_of(self._mine().client.call("Call", **parameters))
 
     def submit(self, name: str, payloads: Sequence[Any]) -> list[int]:
         """Hand an asynchronous task many payloads, 1000 or a mebibyte at most: all, or none. Their numbers."""
@@ -114,6 +109,23 @@ def path_of(directory: str, name: str) -> str:
     if not name or not name.replace("_", "a").isalnum() or len(name) > 64:
         raise NoSuchWorker(name=name)
     return os.path.join(directory, f"{name}.sock")
+
+
+def call_parameters(
+    name: str, payload: Any, timeout: Seconds | None, merge_key: str | None
+) -> dict[str, Any]:
+    """Those of a Call that goes through the daemon."""
+    parameters: dict[str, Any] = {"name": name, "payload": payload}
+    if merge_key is not None:
+        parameters["merge_key"] = merge_key
+    if timeout is not None:
+        parameters["timeout_usec"] = usec(timeout)
+    return parameters
+
+
+def result_of(reply: Mapping[str, Any]) -> Any:
+    """What the daemon's reply to a Call stands for: the answer, or the payload's number."""
+    return reply.get("answer") if reply.get("id") is None else reply["id"]
 
 
 def request(payload: Any) -> bytes:

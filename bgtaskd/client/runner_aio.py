@@ -10,7 +10,16 @@ from typing import Any
 
 from bgtaskd.client.aio import AsyncClient
 from bgtaskd.client.path import default_socket
-from bgtaskd.client.runner import AGAIN_SECONDS, ANSWER_MAX, answer_of, path_of, refused, request
+from bgtaskd.client.runner import (
+    AGAIN_SECONDS,
+    ANSWER_MAX,
+    answer_of,
+    call_parameters,
+    path_of,
+    refused,
+    request,
+    result_of,
+)
 from bgtaskd.client.task import Seconds, usec
 from bgtaskd.errors import ProtocolError, TimedOut, WorkerDied
 from bgtaskd.protocol.codec import DEPTH_MAX, MalformedMessage, decode
@@ -45,13 +54,8 @@ class AsyncRunner:
                     return await self._call(name, path, request(payload))
             except TimeoutError:
                 raise TimedOut(timeout_usec=usec(timeout or 0)) from None
-        parameters: dict[str, Any] = {"name": name, "payload": payload}
-        if merge_key is not None:
-            parameters["merge_key"] = merge_key
-        if timeout is not None:
-            parameters["timeout_usec"] = usec(timeout)
-        reply = await self._client.call("Call", **parameters)
-        return reply.get("answer") if reply.get("id") is None else reply["id"]
+        parameters = call_parameters(name, payload, timeout, merge_key)
+        return result_of(await self._client.call("Call", **parameters))
 
     async def submit(self, name: str, payloads: Sequence[Any]) -> list[int]:
         """Hand many payloads to an asynchronous task: see Runner.submit()."""

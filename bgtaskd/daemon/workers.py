@@ -94,7 +94,6 @@ class Workers:
         self._strangers: set[WorkerLink] = set()
         self._merging: dict[tuple[str, int, str], asyncio.Future[Any]] = {}
         self._next_call = 1
-        self._is_loaded = False
         engine.subscribe(self._heard)
 
     def link(self) -> WorkerLink:
@@ -121,7 +120,6 @@ class Workers:
                 self._names[task.id] = str(settings.get("name"))
         for holder in [one for one in self._payloads.held if one not in self._orphans]:
             self._payloads.died(holder, 1 << 30, "the daemon was away")
-        self._is_loaded = True
 
     async def configure(self, files: Mapping[str, WorkerFile]) -> None:
         """Have these named tasks, and no others. No job is dropped: who is replaced finishes first."""

@@ -210,11 +210,6 @@ class PayloadStore:
             ).fetchall()
         return [row[0] for row in rows]
 
-    def vacuum(self, pages: int = 1000) -> None:
-        """Give freed pages back to the file system, so many at the most."""
-        with translated():
-            self._writer.execute(f"PRAGMA incremental_vacuum({int(pages)})").fetchall()
-
     def close(self) -> None:
         """Close. Nothing is lost without it."""
         self._reader.close()

@@ -130,21 +130,7 @@ MIGRATIONS: Final = (
     """,
 )
 
-FIXED: Final = (
-    *(
-        "id",
-        "owner_uid",
-        "uid",
-        "user",
-        "name",
-        "queue",
-        "merge_key",
-        "grp",
-        "kind",
-        "spec",
-        "created",
-    ),
-)
+FIXED: Final = "id owner_uid uid user name queue merge_key grp kind spec created".split()
 CHANGING: Final = (
     "state result stop_reason attempt retries_used updated started ended not_before exit_status signal "
     "percent total finished message value error failure cpu_usec memory_peak io_read_bytes io_write_bytes "

@@ -81,8 +81,15 @@ def load(name: str, settings: Mapping[str, Any]) -> Worker:
     return made()
 
 
-def has_enough_memory(settings: Mapping[str, Any]) -> bool:
-    """Whether the process is still within its max_memory."""
+def has_had_enough(settings: Mapping[str, Any], served: int) -> bool:
+    """Whether the process has done its max_jobs, or is beyond its max_memory."""
+    most = settings["max_jobs"]
+    if most is not None and served >= most:
+        return True
+    return served % MEMORY_EVERY == 0 and not _is_within_memory(settings)
+
+
+def _is_within_memory(settings: Mapping[str, Any]) -> bool:
     limit = settings["max_memory"]
     if limit is None:
         return True
@@ -341,11 +348,7 @@ class Serving:
 
     def _count(self, *, failed: bool) -> None:
         self._last_job = time.monotonic()
-        served = self._link.count(failed)
-        most = self._settings["max_jobs"]
-        if most is not None and served >= most:
-            self._leaving = ENOUGH
-        if served % MEMORY_EVERY == 0 and not has_enough_memory(self._settings):
+        if has_had_enough(self._settings, self._link.count(failed)):
             self._leaving = ENOUGH
 
 

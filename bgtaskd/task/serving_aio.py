@@ -20,14 +20,13 @@ from bgtaskd.task.serving import (
     ENOUGH,
     IDLE,
     LISTEN_FD,
-    MEMORY_EVERY,
     OK,
     PATIENCE_SECONDS,
     TOLD,
     call_failed,
     connections_max,
     failure_of,
-    has_enough_memory,
+    has_had_enough,
     malformed,
     payload_of,
     uid_of,
@@ -153,11 +152,7 @@ class AsyncServing:
             if not self._busy:
                 self._at_rest.set()
             self._last_job = time.monotonic()
-            served = self._link.count(failed)
-            most = settings["max_jobs"]
-            if (most is not None and served >= most) or (
-                served % MEMORY_EVERY == 0 and not has_enough_memory(settings)
-            ):
+            if has_had_enough(settings, self._link.count(failed)):
                 self._leave(ENOUGH)
         return answer
 
